@@ -1,0 +1,83 @@
+"""The AppView as one ASGI application: what is opened when it starts, and how its parts fit together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from atdata import __version__
+from atdata_appview import pages
+from atdata_appview.edge import Edge
+from atdata_appview.limits import RateLimiter
+from atdata_appview.metrics import RequestMetrics
+from atdata_appview.routes import service, xrpc
+from atdata_appview.search import Search
+from atdata_appview.services import CachedStatus, Services
+from atdata_appview.settings import AppViewSettings
+from atdata_appview.store import Store
+from atdata_backend.postgres import open_pool
+
+
+def create_app(settings: AppViewSettings) -> FastAPI:
+    """The application. Database and engine are opened when it starts, and closed when it stops.
+
+    Starting raises ConfigError when one of them cannot be opened.
+    """
+    metrics = RequestMetrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine = settings.open_engine()
+        try:
+            pool = await open_pool(settings.database_url)
+        except BaseException:
+            engine.close()
+            raise
+        # The pool tries again at ever longer intervals, up to that; then the next request makes it try at once. The
+        # default, five minutes, would leave us without a database for minutes after it is back.
+        pool.reconnect_timeout = 5.0
+        store = Store(pool)
+        search = Search(engine, store)
+        app.state.services = Services(settings, store, search, CachedStatus(store, search), metrics)
+        try:
+            yield
+        finally:
+            await pool.close()
+            search.close()
+
+    app = FastAPI(
+        title="atdata AppView",
+        version=__version__,
+        lifespan=lifespan,
+        routes=[
+            *service.routes,
+            *xrpc.routes,
+            *pages.routes,
+            Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
+        ],
+        redirect_slashes=False,
+        # Ours are made of the lexicons: see docs.py.
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        # What the router does not find goes the way of every other error.
+        exception_handlers={HTTPException: _raise},
+    )
+    limiter = RateLimiter(settings.rate_limit) if settings.rate_limit else None
+    app.add_middleware(Edge, metrics=metrics, limiter=limiter, page=pages.error)
+    if settings.trusted_proxies:
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)
+    return app
+
+
+async def _raise(request: Request, error: Exception) -> Response:
+    raise error

@@ -1,0 +1,188 @@
+"""What the AppView answers with: rows as they come from the database, and their views as the lexicons define them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import orjson
+
+from atdata import __version__
+from atdata.syntax import format_datetime
+from atdata_backend.search.base import Facet
+
+#: What the protocol says in place of a handle that is unknown or not confirmed both ways.
+NO_HANDLE = "handle.invalid"
+
+# No indentation, no sorting: the record's members keep the order that the database gives them.
+_JSON_OPTIONS = orjson.OPT_UTC_Z
+
+
+def to_json(value: Any) -> bytes:
+    """*value* as JSON. `orjson.Fragment`s in it are copied as they are."""
+    return orjson.dumps(value, option=_JSON_OPTIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record and its publisher. The fields are the columns of every query that returns records, in their order.
+
+    ``json`` is the record as the database writes it: answers copy it, and only pages parse it.
+    """
+
+    id: int
+    uri: str
+    cid: str
+    did: str
+    collection: str
+    rkey: str
+    kind: str | None
+    handle: str | None
+    pds: str | None
+    json: str
+    problems: Sequence[str]
+    verified: bool
+    indexed_at: datetime
+
+    def view(self, **more: Any) -> dict[str, Any]:
+        """As `datasetView`, `schemaView` or `lensView`, with *more* members."""
+        view = {
+            "uri": self.uri,
+            "cid": self.cid,
+            "publisher": {"did": self.did, "handle": self.handle or NO_HANDLE},
+            "record": orjson.Fragment(self.json),
+            "indexedAt": format_datetime(self.indexed_at),
+            "verified": self.verified,
+        }
+        if self.problems:
+            view["problems"] = self.problems
+        view.update(more)
+        return view
+
+    def record_view(self) -> dict[str, Any]:
+        """As `recordView`, which any record has."""
+        view = self.view(collection=self.collection)
+        if self.kind is not None:
+            view["kind"] = self.kind
+        return view
+
+    def parsed(self) -> Any:
+        """The record as Python data; None if it cannot be one. Records are hostile: this is not always a mapping."""
+        try:
+            return orjson.loads(self.json)
+        except orjson.JSONDecodeError:  # nested deeper than a parser likes; Postgres does not mind
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One page of a listing. ``cursor`` is None on the last one."""
+
+    records: Sequence[Record]
+    cursor: str | None
+
+    def answer(self, key: str) -> dict[str, Any]:
+        """The answer of a list method whose records are called *key*."""
+        answer: dict[str, Any] = {key: [record.view() for record in self.records]}
+        if self.cursor is not None:
+            answer["cursor"] = self.cursor
+        return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A dataset that a search found, and where its words occur, as HTML."""
+
+    record: Record
+    highlights: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPage:
+    """One page of a search. ``facets`` are there only when asked for; ``cursor`` is None on the last page."""
+
+    matches: Sequence[Match]
+    total: int
+    facets: Mapping[Facet, Mapping[str, int]] = field(default_factory=dict)
+    cursor: str | None = None
+
+    def answer(self) -> dict[str, Any]:
+        """As the output of `searchDatasets`."""
+        answer: dict[str, Any] = {
+            "datasets": [
+                match.record.view(highlights=match.highlights) if match.highlights else match.record.view()
+                for match in self.matches
+            ],
+            "total": self.total,
+        }
+        if self.facets:
+            answer["facets"] = {
+                facet: [{"value": value, "count": count} for value, count in values.items()]
+                for facet, values in self.facets.items()
+            }
+        if self.cursor is not None:
+            answer["cursor"] = self.cursor
+        return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """How far a relay was read."""
+
+    host: str
+    seq: int
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What we hold and how far behind we are. ``indexer`` is what it last said of itself, None if none ever ran."""
+
+    records: Mapping[str, int]
+    repositories: Mapping[str, int]
+    relays: Sequence[Relay]
+    indexer: Mapping[str, Any] | None
+    indexer_seen_at: datetime | None
+    backlog: int
+    quarantine: Mapping[str, int]
+    search_documents: int
+
+    @property
+    def lag(self) -> float | None:
+        """Seconds between an event's time and its arrival here, as the indexer reports them."""
+        lag = (self.indexer or {}).get("lagSeconds")
+        return float(lag) if isinstance(lag, int | float) else None
+
+    def answer(self) -> dict[str, Any]:
+        """As the output of `getStatus`."""
+        answer: dict[str, Any] = {
+            "version": __version__,
+            "records": dict(self.records),
+            "repositories": dict(self.repositories),
+            "relays": [
+                {"host": relay.host, "seq": relay.seq, "updatedAt": format_datetime(relay.updated_at)}
+                for relay in self.relays
+            ],
+            "searchDocuments": self.search_documents,
+            "backlog": self.backlog,
+            "quarantine": [{"reason": reason, "count": count} for reason, count in self.quarantine.items()],
+        }
+        if self.indexer is not None and self.indexer_seen_at is not None:
+            answer["indexer"] = {
+                "status": _whole(self.indexer),
+                "updatedAt": format_datetime(self.indexer_seen_at),
+            }
+        return answer
+
+
+def _whole(value: Any) -> Any:
+    # The protocol's data model, and so a lexicon's `unknown`, has no fractions.
+    if isinstance(value, float):
+        return round(value)
+    if isinstance(value, Mapping):
+        return {key: _whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_whole(inner) for inner in value]
+    return value

@@ -1,0 +1,535 @@
+"""The web pages: what they show, made of the same queries as the methods' answers. No script runs in them.
+
+Whatever a record holds is hostile: templates escape everything, links go to http and https only, and highlights are
+taken apart and put together again.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from atdata import __version__, nsid
+from atdata.atmosphere import records
+from atdata.atmosphere.uri import AtUri
+from atdata.errors import UriError
+from atdata.nsid import Kind
+from atdata_appview import docs
+from atdata_appview.errors import NotFound, RequestError
+from atdata_appview.models import NO_HANDLE, Record, SearchPage, Status
+from atdata_appview.replies import cacheable
+from atdata_appview.routes.datasets import search_query
+from atdata_appview.routes.parameters import record_uris
+from atdata_appview.routes.xrpc import checked_params
+from atdata_appview.services import Services
+from atdata_backend.search.base import FACETS, SORTS, Facet
+
+_SEARCH = nsid.PREFIX + "searchDatasets"
+
+# Which parameter of a search a facet's values go to, and what a person calls it.
+_FACET_PARAMETERS: Mapping[Facet, str] = {
+    "tags": "tags",
+    "license": "licenses",
+    "schema": "schemas",
+    "publisher": "publishers",
+    "storage": "storage",
+}
+_FACET_TITLES: Mapping[Facet, str] = {
+    "tags": "Tags",
+    "license": "License",
+    "schema": "Schema",
+    "publisher": "Publisher",
+    "storage": "Storage",
+}
+# What a filter is called where it stands alone.
+_FILTER_TITLES = {
+    "tags": "tag",
+    "licenses": "license",
+    "schemas": "schema",
+    "publishers": "by",
+    "storage": "stored as",
+    "fields": "with field",
+    "minSamples": "samples ≥",
+    "maxSamples": "samples ≤",
+    "createdAfter": "since",
+    "createdBefore": "until",
+}
+_SORT_TITLES = {
+    "relevance": "best match",
+    "newest": "newest first",
+    "oldest": "oldest first",
+    "samples": "most samples",
+    "name": "by name",
+}
+_STORAGE_TITLES = {"external": "URLs", "blobs": "blobs", "http": "HTTP", "s3": "S3"}
+
+# Shown at once; the rest of a list is counted.
+_SHOWN_SHARDS = 50
+_SHOWN_RELATED = 20
+_SHOWN_JSON = 100_000
+
+# The collection that a page's short address means.
+_COLLECTIONS: Mapping[Kind, str] = {"dataset": nsid.DATASET, "schema": nsid.SAMPLE_SCHEMA}
+
+
+# --- The search page
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One dataset in a list."""
+
+    row: Record
+    dataset: records.DatasetRecord
+    highlights: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.dataset.name.strip() or self.row.rkey
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One value of a facet, or one filter that is on; ``url`` turns it on, or off."""
+
+    label: str
+    url: str
+    count: int | None = None
+    is_on: bool = False
+    title: str = ""
+
+
+async def search(request: Request) -> Response:
+    """The search box, and what it finds."""
+    services: Services = request.app.state.services
+    params = checked_params(_SEARCH, request.scope["query_string"], skip_empty=True)
+    if "facets" not in params:
+        params["facets"] = list(FACETS)
+    query = await search_query(services, params)
+    page = await services.search.datasets(query)
+    # As they were resolved: a facet counts DIDs, whatever name the filter was given by.
+    asked = _Asked({**params, "publishers": list(query.publishers), "schemas": list(query.schemas)})
+    cards = [Card(match.record, _dataset(match.record), match.highlights) for match in page.matches]
+    names = await _names(services, page, cards, asked)
+    return await _page(
+        request,
+        "search.html",
+        asked=asked,
+        total=page.total,
+        cards=cards,
+        schema_names=names,
+        facets=[
+            (_FACET_TITLES[facet], _choices(facet, page.facets.get(facet, {}), asked, names))
+            for facet in FACETS
+            if facet in page.facets
+        ],
+        filters=asked.filters(names),
+        next_url=asked.url(cursor=page.cursor) if page.cursor else None,
+        sorts=[(sort, _SORT_TITLES[sort]) for sort in SORTS],
+        storage_titles=_STORAGE_TITLES,
+        status=await services.status.get(),
+    )
+
+
+class _Asked:
+    """What the address of a search page asks for, and the addresses of pages that ask for a little more or less."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self.text: str = params.get("q", "")
+        self.sort: str = params["sort"]
+        self.is_first = "cursor" not in params
+        skipped = {"q", "sort", "facets", "cursor"} | ({"limit"} if params["limit"] == 25 else set())
+        self.pairs: list[tuple[str, str]] = [
+            (name, str(value))
+            for name, values in params.items()
+            if name not in skipped
+            for value in (values if isinstance(values, list) else [values])
+        ]
+
+    def url(
+        self, add: Sequence[tuple[str, str]] = (), drop: Sequence[tuple[str, str]] = (), cursor: str | None = None
+    ) -> str:
+        """The address with the parameters *add* and without *drop*."""
+        pairs = [("q", self.text)] if self.text else []
+        pairs += [pair for pair in self.pairs if pair not in drop]
+        pairs += add
+        pairs += [("sort", self.sort)] if self.sort != "relevance" else []
+        pairs += [("cursor", cursor)] if cursor else []
+        return "/?" + urlencode(pairs) if pairs else "/"
+
+    def values(self, name: str) -> list[str]:
+        """The values of one parameter."""
+        return [value for key, value in self.pairs if key == name]
+
+    def filters(self, names: Mapping[str, str]) -> list[Choice]:
+        """Everything that narrows the search, each with the address that takes it away."""
+        return [
+            Choice(names.get(value, value), self.url(drop=[(name, value)]), title=_FILTER_TITLES[name], is_on=True)
+            for name, value in self.pairs
+            if name in _FILTER_TITLES
+        ]
+
+
+def _choices(facet: Facet, counts: Mapping[str, int], asked: _Asked, names: Mapping[str, str]) -> list[Choice]:
+    parameter = _FACET_PARAMETERS[facet]
+    chosen = asked.values(parameter)
+    # A chosen value that nothing has, and that so is not counted, must be there to be taken away.
+    all_counts = {**dict.fromkeys(chosen, 0), **counts}
+    choices = [
+        Choice(
+            label=_STORAGE_TITLES.get(value, value) if facet == "storage" else names.get(value, value),
+            url=asked.url(drop=[(parameter, value)]) if value in chosen else asked.url(add=[(parameter, value)]),
+            count=count,
+            is_on=value in chosen,
+            title=value,
+        )
+        for value, count in all_counts.items()
+    ]
+    return sorted(choices, key=lambda choice: not choice.is_on)
+
+
+async def _names(services: Services, page: SearchPage, cards: Sequence[Card], asked: _Asked) -> dict[str, str]:
+    """What people call the schemas and publishers that a search page mentions."""
+    uris = [*page.facets.get("schema", ()), *asked.values("schemas"), *(card.dataset.schema_ref for card in cards)]
+    dids = [*page.facets.get("publisher", ()), *asked.values("publishers")]
+    return {
+        **await services.store.schema_names(dict.fromkeys(uris)),
+        **({did: f"@{handle}" for did, handle in (await services.store.handles(dids)).items()} if dids else {}),
+    }
+
+
+# --- The pages of one record
+
+
+@dataclass(frozen=True, slots=True)
+class FieldRow:
+    """One row of a schema's table."""
+
+    name: str
+    type: str
+    ref: str | None
+    is_optional: bool
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One entry of a dataset's storage. ``href`` is None for what a browser cannot or must not open."""
+
+    text: str
+    href: str | None
+    size: int | None = None
+
+
+async def dataset(request: Request) -> Response:
+    """One dataset: what it is, what its samples hold, where they are, and how to load them."""
+    services: Services = request.app.state.services
+    row = await _record_at(request, "dataset")
+    reading = _dataset(row)
+    schema = (await services.store.records([reading.schema_ref], "schema")).get(reading.schema_ref)
+    # Anybody may label anything; only the publisher's own say something about the dataset.
+    labels = await services.store.labels(row.uri, publisher=row.did, limit=_SHOWN_RELATED)
+    shards = _shards(row, reading.storage)
+    return await _page(
+        request,
+        "dataset.html",
+        row=row,
+        dataset=reading,
+        name=reading.name.strip() or row.rkey,
+        schema_row=schema,
+        schema=None if schema is None else _schema(schema),
+        fields=[] if schema is None else _fields(_schema(schema)),
+        shards=shards[:_SHOWN_SHARDS],
+        more_shards=len(shards) - len(shards[:_SHOWN_SHARDS]),
+        storage=records.storage_kind(reading),
+        storage_titles=_STORAGE_TITLES,
+        labels=[records.read(label.collection, label.parsed()).value for label in labels.records],
+        json=_pretty(row),
+    )
+
+
+async def schema(request: Request) -> Response:
+    """One schema: its fields, the datasets that are of it, and the lenses that lead from it and to it."""
+    services: Services = request.app.state.services
+    row = await _record_at(request, "schema")
+    reading = _schema(row)
+    found = await services.store.datasets(publisher=None, schema=row.uri, tag=None, limit=_SHOWN_RELATED, cursor=None)
+    lenses = [
+        (lens, _lens(lens))
+        for listing in (
+            await services.store.lenses(publisher=None, source=row.uri, target=None, limit=_SHOWN_RELATED, cursor=None),
+            await services.store.lenses(publisher=None, source=None, target=row.uri, limit=_SHOWN_RELATED, cursor=None),
+        )
+        for lens in listing.records
+    ]
+    ends = [uri for _, lens in lenses for uri in (lens.source_schema, lens.target_schema)]
+    refs = [field.ref for field in _fields(reading) if field.ref]
+    return await _page(
+        request,
+        "schema.html",
+        row=row,
+        schema=reading,
+        name=reading.name.strip() or row.rkey,
+        fields=_fields(reading),
+        cards=[Card(record, _dataset(record), {}) for record in found.records],
+        more_url="/?" + urlencode({"schemas": row.uri}) if found.cursor else None,
+        # A lens from a schema to itself is in both lists.
+        lenses=list({lens.uri: (lens, value) for lens, value in lenses}.values()),
+        schema_names=await services.store.schema_names([*ends, *refs]),
+        storage_titles=_STORAGE_TITLES,
+        json=_pretty(row),
+    )
+
+
+async def _record_at(request: Request, kind: Kind) -> Record:
+    """The record that a page's address names. Raises NotFound."""
+    services: Services = request.app.state.services
+    path = request.path_params
+    uri = f"at://{path['authority']}/{path.get('collection', _COLLECTIONS[kind])}/{path['rkey']}"
+    try:
+        resolved = (await record_uris(services.store, "address", [uri]))[0] if "\0" not in uri else None
+    except RequestError:
+        resolved = None
+    row = (await services.store.records([resolved], kind)).get(resolved) if resolved else None
+    if row is None:
+        raise NotFound(f"There is no {kind} {uri[:300]} here. It may have been deleted, or not have arrived yet.")
+    return row
+
+
+def _dataset(row: Record) -> records.DatasetRecord:
+    value = records.read(row.collection, row.parsed()).value
+    return value if isinstance(value, records.DatasetRecord) else records.DatasetRecord("", "", None)
+
+
+def _schema(row: Record) -> records.SchemaRecord:
+    value = records.read(row.collection, row.parsed()).value
+    return value if isinstance(value, records.SchemaRecord) else records.SchemaRecord("", "")
+
+
+def _lens(row: Record) -> records.LensRecord:
+    value = records.read(row.collection, row.parsed()).value
+    return value if isinstance(value, records.LensRecord) else records.LensRecord("", "", "")
+
+
+def _fields(schema: records.SchemaRecord) -> list[FieldRow]:
+    return [
+        FieldRow(field.name, *_type(field.type), is_optional=field.optional, description=field.description or "")
+        for field in schema.fields
+    ]
+
+
+def _type(type_: records.FieldType | None) -> tuple[str, str | None]:
+    """A field's type as Python would write it, and the schema that it refers to."""
+    match type_:
+        case records.Primitive(name):
+            return name, None
+        case records.NDArray(dtype, shape):
+            lengths = " × ".join(str(length or "any") for length in shape or ())
+            return (f"ndarray {dtype} [{lengths}]" if lengths else f"ndarray {dtype}"), None
+        case records.Array(items):
+            inner, ref = _type(items) if items is not None else ("any", None)
+            return f"list of {inner}", ref
+        case records.Ref(uri):
+            return "sample", uri
+        case None:
+            return "unknown", None
+
+
+def _shards(row: Record, storage: records.Storage | None) -> list[Shard]:
+    match storage:
+        case records.StorageExternal(urls):
+            return [Shard(url, safe_url(url)) for url in urls]
+        case records.StorageHttp(shards):
+            return [Shard(shard.url, safe_url(shard.url)) for shard in shards]
+        case records.StorageS3(bucket, keys):
+            return [Shard(f"s3://{bucket}/{shard.key}", None) for shard in keys]
+        case records.StorageBlobs(blobs):
+            return [Shard(f"at://{row.did}/blob/{blob.cid}", _blob_url(row, blob.cid), blob.size) for blob in blobs]
+        case None:
+            return []
+
+
+def _blob_url(row: Record, cid: str) -> str | None:
+    if not row.pds:
+        return None
+    return safe_url(f"{row.pds.rstrip('/')}/xrpc/com.atproto.sync.getBlob?" + urlencode({"did": row.did, "cid": cid}))
+
+
+def _pretty(row: Record) -> str:
+    parsed = row.parsed()
+    text = row.json if parsed is None else json.dumps(parsed, indent=2, ensure_ascii=False)
+    return text if len(text) <= _SHOWN_JSON else text[:_SHOWN_JSON] + "\n…"
+
+
+# --- The other pages
+
+
+async def documentation(request: Request) -> Response:
+    """The methods, made from their lexicons."""
+    return await _page(request, "docs.html", methods=docs.methods(), views=docs.views())
+
+
+async def error(request: Request, error: RequestError) -> Response:
+    """What a person sees when something went wrong. Asks nobody: the database may be what went wrong."""
+    return HTMLResponse(_render("error.html", error=error), error.status)
+
+
+routes = [
+    Route("/", search),
+    Route("/dataset/{authority}/{rkey}", dataset),
+    Route("/dataset/{authority}/{collection}/{rkey}", dataset),
+    Route("/schema/{authority}/{rkey}", schema),
+    Route("/schema/{authority}/{collection}/{rkey}", schema),
+    Route("/docs", documentation),
+]
+
+
+# --- Rendering
+
+
+def page_path(uri: str) -> str | None:
+    """The page of the record at *uri*, or None if it has none.
+
+    >>> page_path("at://did:plc:abc123/ac.foundation.dataset.record/3jzfcijpj2z2a")
+    '/dataset/did:plc:abc123/3jzfcijpj2z2a'
+    >>> page_path("at://did:plc:abc123/ac.foundation.dataset.schema/3jzfcijpj2z2a")
+    '/schema/did:plc:abc123/ac.foundation.dataset.schema/3jzfcijpj2z2a'
+    """
+    try:
+        parsed = AtUri.parse(uri)
+    except UriError:
+        return None
+    kind = nsid.kind_of(parsed.collection)
+    if kind is None or kind not in _COLLECTIONS:
+        return None
+    parts = [parsed.authority, parsed.collection, parsed.rkey]
+    if parsed.collection == _COLLECTIONS[kind]:
+        del parts[1]
+    return "/".join(["", kind, *(quote(part, safe=":@~") for part in parts)])
+
+
+def safe_url(url: str | None) -> str | None:
+    """*url* if a page may link to it: http or https, with a host, and one URL rather than a pattern of many.
+
+    >>> safe_url("javascript:alert(1)"), safe_url("https://example.org/{00..07}.tar")
+    (None, None)
+    """
+    if not url or any(character in url for character in '{}<>"\\ ') or not url.isprintable():
+        return None
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return None
+    return url if parts.scheme in ("http", "https") and parts.hostname else None
+
+
+def marked(highlight: str) -> Markup:
+    """An engine's highlight, as HTML whose only element is `<mark>`, whatever the engine let through."""
+    opened, closed = "\ue000", "\ue001"
+    text = highlight.replace(opened, "").replace(closed, "").replace("<mark>", opened).replace("</mark>", closed)
+    escaped = str(escape(html.unescape(text)))
+    return Markup(escaped.replace(opened, "<mark>").replace(closed, "</mark>"))  # noqa: S704 - escaped just above
+
+
+def with_code(text: str) -> Markup:
+    """A lexicon's description, with what stands in backticks as code."""
+    parts = [escape(part) for part in text.split("`")]
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
+
+
+def in_words(number: int, unit: str) -> str:
+    """A number with its unit, the unit in plural where it is due.
+
+    >>> in_words(60000, "sample"), in_words(1, "sample")
+    ('60,000 samples', '1 sample')
+    """
+    return f"{number:,} {unit}{'' if number == 1 else 's'}"
+
+
+def in_bytes(size: int) -> str:
+    """A size in decimal units, as storage is sold.
+
+    >>> in_bytes(11_594_722), in_bytes(512)
+    ('11.6 MB', '512 B')
+    """
+    amount = float(size)
+    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
+        if amount < 999.5 or unit == "PB":
+            break
+        amount /= 1000
+    return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
+
+
+def on_day(moment: datetime) -> str:
+    """A date as everybody reads it the same way: `2 Jan 2026`."""
+    return f"{moment.day} {moment:%b %Y}"
+
+
+def publisher_name(row: Record) -> str:
+    """A publisher's handle; the DID where there is none."""
+    return f"@{row.handle}" if row.handle and row.handle != NO_HANDLE else row.did
+
+
+def shortened(text: str, length: int = 280) -> str:
+    """The beginning of *text*, cut between words."""
+    return text if len(text) <= length else text[:length].rsplit(None, 1)[0] + " …"
+
+
+def behind(status: Status) -> str:
+    """How far the index is behind the network, in words; empty when the indexer has not said."""
+    if status.lag is None:
+        return ""
+    if status.lag < 2:
+        return "up to date"
+    seconds = round(status.lag)
+    return f"{in_words(seconds, 'second')} behind" if seconds < 120 else f"{in_words(seconds // 60, 'minute')} behind"
+
+
+_STYLE = (Path(__file__).parent / "static" / "style.css").read_bytes()
+
+_templates = Environment(
+    loader=PackageLoader("atdata_appview"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_templates.filters |= {
+    "behind": behind,
+    "in_bytes": in_bytes,
+    "in_words": in_words,
+    "marked": marked,
+    "on_day": on_day,
+    "page_path": page_path,
+    "publisher_name": publisher_name,
+    "safe_url": safe_url,
+    "shortened": shortened,
+    "with_code": with_code,
+}
+# The style's address changes with the style, so that it can be kept for long.
+_templates.globals |= {
+    "version": __version__,
+    "style_url": f"/static/style.css?{blake2b(_STYLE, digest_size=4).hexdigest()}",
+}
+
+
+def _render(template: str, **values: Any) -> str:
+    return _templates.get_template(template).render(values)
+
+
+async def _page(request: Request, template: str, **values: Any) -> Response:
+    return cacheable(request, _render(template, **values).encode("utf-8", "replace"), "text/html; charset=utf-8")

@@ -1,0 +1,88 @@
+"""What the service says of itself: health, identity, numbers, and the description of its methods."""
+
+from __future__ import annotations
+
+import time
+
+import psycopg
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from atdata import __version__
+from atdata.errors import NetworkError
+from atdata_appview import docs
+from atdata_appview.errors import NotFound
+from atdata_appview.models import to_json
+from atdata_appview.replies import cacheable
+from atdata_appview.services import Services
+
+# The documents change with a release.
+_HOUR = 3600
+
+
+async def report_health(request: Request) -> Response:
+    """200 when questions can be answered, 503 when not. An indexer that stands still is said, and no reason for 503."""
+    services: Services = request.app.state.services
+    try:
+        status = await services.status.get()
+        await services.store.is_ready()
+    except (psycopg.Error, NetworkError) as error:
+        missing = "search engine" if isinstance(error, NetworkError) else "database"
+        body = {"version": __version__, "error": "ServiceUnavailable", "message": f"the {missing} does not answer"}
+        return Response(to_json(body), 503, {"Cache-Control": "no-store"}, "application/json")
+    seen = status.indexer_seen_at
+    health = {
+        "version": __version__,
+        "lag": status.lag,
+        "backlog": status.backlog,
+        "indexerSeen": None if seen is None else round(max(0.0, time.time() - seen.timestamp()), 1),
+    }
+    return Response(to_json(health), 200, {"Cache-Control": "no-store"}, "application/json")
+
+
+async def did_document(request: Request) -> Response:
+    """The DID document by which others find this service: https://atproto.com/specs/did#did-documents."""
+    settings = request.app.state.services.settings
+    if not settings.service_did.startswith("did:web:"):
+        raise NotFound(f"this service is {settings.service_did}, whose document is elsewhere")
+    document = {
+        "@context": ["https://www.w3.org/ns/did/v1"],
+        "id": settings.service_did,
+        "service": [{"id": "#atdata_appview", "type": "AtdataAppView", "serviceEndpoint": settings.url}],
+    }
+    return cacheable(request, to_json(document), "application/json", _HOUR)
+
+
+async def metrics(request: Request) -> Response:
+    """Everything that is counted, for Prometheus. Without the database, only what concerns requests."""
+    services: Services = request.app.state.services
+    gauges: dict[str, tuple[str, float]] = {}
+    try:
+        status = await services.status.get()
+    except (psycopg.Error, NetworkError):
+        gauges["atdata_appview_ready"] = ("Whether database and search engine answer.", 0)
+    else:
+        gauges["atdata_appview_ready"] = ("Whether database and search engine answer.", 1)
+        gauges["atdata_datasets"] = ("Datasets of active accounts.", status.records["dataset"])
+        gauges["atdata_search_documents"] = ("Datasets in the search engine.", status.search_documents)
+        gauges["atdata_search_backlog"] = ("Changes that the search engine has yet to take over.", status.backlog)
+        if status.lag is not None:
+            gauges["atdata_indexer_lag_seconds"] = ("How far the indexer is behind the network.", status.lag)
+    return PlainTextResponse(
+        services.metrics.render(gauges), media_type="text/plain; version=0.0.4", headers={"Cache-Control": "no-store"}
+    )
+
+
+async def openapi(request: Request) -> Response:
+    """The methods as OpenAPI, made from their lexicons."""
+    document = docs.openapi(request.app.state.services.settings.url)
+    return cacheable(request, to_json(document), "application/json", _HOUR)
+
+
+routes = [
+    Route("/xrpc/_health", report_health),
+    Route("/.well-known/did.json", did_document),
+    Route("/metrics", metrics),
+    Route("/openapi.json", openapi),
+]

@@ -1,0 +1,1 @@
+"""The indexer: the relay firehose in, Postgres and the search engine out."""

@@ -1,0 +1,407 @@
+"""Own the outgoing HTTP to hosts that strangers name: servers in DID documents, did:web hosts, handles' domains.
+
+Their URLs may point into our own network, their servers may answer without end, or a byte a minute. So: https only;
+every connection goes to an address that was checked after the name was resolved; no redirects, cookies, proxies or
+compression; limits on bytes, on seconds, and on requests at a time to one host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from email.utils import parsedate_to_datetime
+from http.cookiejar import DefaultCookiePolicy
+from importlib.metadata import version
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+import httpcore
+import httpx
+import orjson
+
+from atdata.errors import NetworkError
+
+__all__ = [
+    "Refused",
+    "Resolve",
+    "StatusError",
+    "get",
+    "get_json",
+    "guarded_client",
+    "is_public",
+    "iter_limited",
+    "raise_for_status",
+    "read_limited",
+]
+
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+"""The addresses of a host, given its name and a port."""
+
+_TRUSTED: Final = "atdata_trusted"
+_MAX_ADDRESSES: Final = 3
+_MAX_ERROR_BODY: Final = 4096
+
+
+class Refused(NetworkError):
+    """We do not ask this host, or do not accept its answer; asking again changes nothing."""
+
+
+class StatusError(NetworkError):
+    """The answer has an error status. *error* is the name that XRPC gives it; *retry_after* seconds are asked for."""
+
+    def __init__(self, url: str, status: int, error: str | None, retry_after: float | None) -> None:
+        super().__init__(f"{url}: {status}" + (f" {error}" if error else ""))
+        self.status = status
+        self.error = error
+        self.retry_after = retry_after
+
+
+def guarded_client(
+    *, allow_private: bool, timeout: float = 10, per_host: int = 6, resolve: Resolve | None = None
+) -> httpx.AsyncClient:
+    """A client that may be given strangers' URLs. Everything that goes wrong is a NetworkError that names the URL.
+
+    >>> async with guarded_client(allow_private=False) as client:
+    ...     document = await get_json(client, "https://example.com/.well-known/did.json", limit=65_536, seconds=10)
+
+    Plain http, and addresses that are not on the public internet (loopback, private, link-local, shared, multicast, and
+    IPv4 addresses of these kinds inside IPv6 ones), are refused unless *allow_private*. *timeout* is for each step of
+    an exchange, connecting or reading once; `get` limits the whole. At most *per_host* requests to a host run at a
+    time. *resolve* replaces the system's resolver.
+    """
+    client = httpx.AsyncClient(
+        transport=_GuardedTransport(allow_private, per_host, resolve),
+        timeout=httpx.Timeout(timeout, pool=None),
+        headers={
+            "User-Agent": f"atdata-indexer/{version('atdata-network')}",
+            # Compressed answers could be a thousand times longer than their limit.
+            "Accept-Encoding": "identity",
+        },
+    )
+    # Nobody's cookies are kept: they would pile up, and tell one stranger's host what another's subdomain set.
+    client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    return client
+
+
+@asynccontextmanager
+async def get(
+    client: httpx.AsyncClient,
+    url: str,
+    *,
+    seconds: float,
+    params: Mapping[str, str | int] | None = None,
+    trusted: bool = False,
+) -> AsyncIterator[httpx.Response]:
+    """The answer to a GET, its body unread. Leaving the block ends the exchange, and so does its *seconds*th second.
+
+    >>> async with get(client, url, seconds=10) as response:
+    ...     body = await read_limited(response, 65_536)
+
+    *trusted* is for URLs from the operator's settings, which may be on this machine whatever the client was told of
+    private addresses. Raises NetworkError; any status is an answer, also a redirect.
+    """
+    deadline = asyncio.timeout(seconds)
+    try:
+        async with deadline:
+            response = await _send(client, url, params, trusted)
+            try:
+                yield response
+            finally:
+                await response.aclose()
+    except TimeoutError:
+        if deadline.expired():
+            raise NetworkError(f"{_name(url)}: not answered in full within {seconds:g} s") from None
+        raise
+
+
+async def _send(
+    client: httpx.AsyncClient, url: str, params: Mapping[str, str | int] | None, trusted: bool
+) -> httpx.Response:
+    try:
+        if httpx.URL(url).is_relative_url:
+            raise Refused(f"{_name(url)}: only https:// URLs are asked")
+        request = client.build_request("GET", url, params=params, extensions={_TRUSTED: trusted})
+        return await client.send(request, stream=True, follow_redirects=False)
+    # UnicodeError: a host that is no international domain name.
+    except (httpx.InvalidURL, httpx.HTTPError, UnicodeError) as e:
+        raise Refused(f"{_name(url)}: {e}") from e
+
+
+async def get_json(
+    client: httpx.AsyncClient,
+    url: str,
+    *,
+    limit: int,
+    seconds: float,
+    params: Mapping[str, str | int] | None = None,
+    trusted: bool = False,
+) -> Any:
+    """The JSON at *url*, of at most *limit* bytes. Raises StatusError for other statuses than 2xx, else as `get`."""
+    async with get(client, url, seconds=seconds, params=params, trusted=trusted) as response:
+        await raise_for_status(response)
+        body = await read_limited(response, limit)
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as e:
+        raise Refused(f"{_name(response.url)}: not JSON: {e}") from None
+
+
+async def raise_for_status(response: httpx.Response) -> None:
+    """Raise StatusError unless the status is 2xx."""
+    if response.is_success:
+        return
+    error = None
+    with suppress(NetworkError, orjson.JSONDecodeError):
+        body = orjson.loads(await read_limited(response, _MAX_ERROR_BODY))
+        if isinstance(body, dict) and isinstance(body.get("error"), str):
+            error = body["error"][:100]
+    raise StatusError(_name(response.url), response.status_code, error, _retry_after(response.headers, time.time()))
+
+
+def _retry_after(headers: httpx.Headers, now: float) -> float | None:
+    """The seconds that the server asks us to wait, from `Retry-After` or the reference PDS's `RateLimit-Reset`, a time.
+
+    https://www.rfc-editor.org/rfc/rfc9110#field.retry-after
+    """
+    value = headers.get("retry-after", "")
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    with suppress(ValueError):
+        return max(0.0, parsedate_to_datetime(value).timestamp() - now)
+    reset = headers.get("ratelimit-reset", "")
+    if reset.isascii() and reset.isdigit():
+        return max(0.0, float(reset[:12]) - now)
+    return None
+
+
+async def read_limited(response: httpx.Response, limit: int) -> bytes:
+    """The body of *response*. Raises Refused when it is longer than *limit* bytes, without reading on."""
+    body = bytearray()
+    async for piece in iter_limited(response, limit):
+        body += piece
+    return bytes(body)
+
+
+async def iter_limited(response: httpx.Response, limit: int) -> AsyncIterator[bytes]:
+    """The body of *response* in pieces as they arrive. Raises Refused when it is longer than *limit* bytes."""
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise Refused(f"{_name(response.url)}: compressed although we asked for identity")
+    length = response.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length[:20]) > limit:
+        raise Refused(f"{_name(response.url)}: {length[:20]} bytes, more than the {limit} we accept")
+    received = 0
+    async for piece in response.aiter_raw():
+        received += len(piece)
+        if received > limit:
+            raise Refused(f"{_name(response.url)}: more than the {limit} bytes we accept")
+        yield piece
+
+
+def _name(url: str | httpx.URL) -> str:
+    """*url* fit for a message: without a password, and not endless."""
+    return re.sub("//[^/]*@", "//", str(url)[:300])
+
+
+# --- addresses ---
+
+_NAT64 = IPv6Network("64:ff9b::/96")
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
+_REFUSED_V6 = (
+    IPv6Network("2001::/23"),  # protocols' own, Teredo among them, which carries IPv4 addresses
+    IPv6Network("2002::/16"),  # 6to4, which carries IPv4 addresses
+    IPv6Network("3fff::/20"),  # documentation, unknown to older Pythons
+)
+_REFUSED_V4 = (
+    IPv4Network("192.0.0.0/24"),  # protocols' own; older Pythons know only a part of it. A cloud's metadata service.
+    IPv4Network("192.88.99.0/24"),  # 6to4 relays
+    IPv4Network("168.63.129.16/32"),  # a cloud's control service, on a public address
+)
+
+
+def is_public(address: str) -> bool:
+    """Whether *address* is a host's on the public internet.
+
+    >>> is_public("93.184.216.34"), is_public("::ffff:127.0.0.1")
+    (True, False)
+
+    https://www.iana.org/assignments/iana-ipv4-special-registry/ and its sister for IPv6.
+    """
+    try:
+        parsed: IPv4Address | IPv6Address = ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(parsed, IPv6Address):
+        if parsed.ipv4_mapped:
+            parsed = parsed.ipv4_mapped
+        elif parsed in _NAT64:
+            # What a network without IPv4 calls an IPv4 host; the gateway connects to the last 32 bits.
+            parsed = IPv4Address(int(parsed) & 0xFFFF_FFFF)
+        elif parsed.scope_id or parsed not in _GLOBAL_UNICAST or any(parsed in network for network in _REFUSED_V6):
+            return False
+    if isinstance(parsed, IPv4Address) and any(parsed in network for network in _REFUSED_V4):
+        return False
+    return parsed.is_global and not parsed.is_multicast
+
+
+class _SystemResolver:
+    """The system's resolver, in threads of its own: names that resolve slowly must not keep other work waiting."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(16, "resolve")
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(
+            self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        )
+        return [str(address[0]) for *_, address in found]
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class _CheckedBackend(httpcore.AsyncNetworkBackend):
+    """Connects to addresses, never to names: what was checked is what is connected to."""
+
+    def __init__(self, resolve: Resolve, allow_private: bool) -> None:
+        self._resolve = resolve
+        self._allow_private = allow_private
+        # Without anyio, which httpx always brings, httpcore has a stand-in here; its type confuses pyright.
+        self._inner: httpcore.AsyncNetworkBackend = httpcore.AnyIOBackend()  # pyright: ignore
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            async with asyncio.timeout(timeout):
+                addresses = await self._resolve(host, port)
+        # UnicodeError: a label longer than 63 characters.
+        except (OSError, UnicodeError) as e:
+            raise httpcore.ConnectError(f"{host} does not resolve: {str(e) or 'no answer in time'}") from e
+        allowed = [address for address in addresses if self._allow_private or is_public(address)][:_MAX_ADDRESSES]
+        if not allowed:
+            raise Refused(f"{host} is at {', '.join(addresses[:3])}: not on the public internet")
+        failure: Exception | None = None
+        for address in allowed:
+            try:
+                return await self._inner.connect_tcp(
+                    address,
+                    port,
+                    # A share for each, lest a dead IPv6 route takes all the time.
+                    timeout=timeout and timeout / len(allowed),
+                    local_address=local_address,
+                    socket_options=socket_options,
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as e:
+                failure = e
+        raise failure or httpcore.ConnectError(f"{host} has no address")
+
+
+class _GuardedTransport(httpx.AsyncBaseTransport):
+    def __init__(self, allow_private: bool, per_host: int, resolve: Resolve | None) -> None:
+        self._allow_private = allow_private
+        self._per_host = per_host
+        self._resolver = _SystemResolver()
+        context = httpx.create_ssl_context()
+        # Two pools, because a connection that the operator's URL opened must not serve a stranger's.
+        self._guarded = httpcore.AsyncConnectionPool(
+            ssl_context=context,
+            network_backend=_CheckedBackend(resolve or self._resolver, allow_private),
+            max_connections=100,
+            max_keepalive_connections=20,
+            keepalive_expiry=15,
+        )
+        self._trusted = httpcore.AsyncConnectionPool(
+            ssl_context=context, max_connections=100, max_keepalive_connections=20, keepalive_expiry=15
+        )
+        self._hosts: WeakValueDictionary[bytes, asyncio.Semaphore] = WeakValueDictionary()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        url = request.url
+        trusted = bool(request.extensions.get(_TRUSTED))
+        if url.scheme != "https" and not (url.scheme == "http" and (trusted or self._allow_private)):
+            raise Refused(f"{_name(url)}: only https:// URLs are asked")
+        if not isinstance(request.stream, httpx.AsyncByteStream):
+            raise TypeError("an asynchronous client is needed")
+        pool = self._trusted if trusted else self._guarded
+        turn = self._hosts.setdefault(url.raw_host, asyncio.Semaphore(self._per_host))
+        await turn.acquire()
+        try:
+            response = await pool.handle_async_request(
+                httpcore.Request(
+                    method=request.method,
+                    url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+                    headers=request.headers.raw,
+                    content=request.stream,
+                    extensions=request.extensions,
+                )
+            )
+        except BaseException as e:
+            turn.release()
+            raise _translated(url, e) from e
+        return httpx.Response(
+            status_code=response.status,
+            headers=response.headers,
+            stream=_Body(url, response, turn),
+            extensions=response.extensions,
+        )
+
+    async def aclose(self) -> None:
+        await self._guarded.aclose()
+        await self._trusted.aclose()
+        self._resolver.close()
+
+
+class _Body(httpx.AsyncByteStream):
+    """A response's body, which gives back the turn at its host when it is closed."""
+
+    def __init__(self, url: httpx.URL, response: httpcore.Response, turn: asyncio.Semaphore) -> None:
+        self._url = url
+        self._response = response
+        self._turn: asyncio.Semaphore | None = turn
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for piece in self._response.aiter_stream():
+                yield piece
+        except Exception as e:
+            raise _translated(self._url, e) from e
+
+    async def aclose(self) -> None:
+        turn, self._turn = self._turn, None
+        if turn is None:
+            return
+        try:
+            await self._response.aclose()
+        finally:
+            turn.release()
+
+
+# httpcore has no common base; OSError is what TLS raises in the middle of a body.
+_HTTP_ERRORS = (
+    httpcore.TimeoutException,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.UnsupportedProtocol,
+    OSError,
+)
+
+
+def _translated(url: httpx.URL, error: BaseException) -> BaseException:
+    """*error* as one of ours that names the URL, if it is the network's."""
+    if isinstance(error, Refused):
+        return Refused(f"{_name(url)}: {error}")
+    if isinstance(error, _HTTP_ERRORS):
+        return NetworkError(f"{_name(url)}: {str(error) or type(error).__name__}")
+    return error

@@ -1,0 +1,140 @@
+"""The errors this project raises on purpose.
+
+    AtdataError                  everything below; catch this to catch us
+    ├── UriError                 a string that is not the AT URI it should be (also ValueError)
+    ├── RecordError              a record that cannot be written as asked (also ValueError)
+    ├── LexiconError             a lexicon document, or data checked against one, is wrong (also ValueError)
+    ├── SchemaError              a sample type that no schema can express, or the reverse (also ValueError)
+    ├── SampleError              a sample that cannot be packed, read or stacked (also ValueError)
+    ├── LensError                a lens that does not fit, or a path that does not exist (also ValueError)
+    ├── SourceError              an address of a dataset that we do not open, or a split it has not (also ValueError)
+    ├── ShardError               a shard that cannot be read
+    │   ├── MissingShardError    there is nothing at its address (also FileNotFoundError)
+    │   └── UnknownShardError    the data source has no shard of this name (also KeyError)
+    ├── MissingExtraError        an optional package is not installed (also ImportError)
+    ├── ConfigError              an operator's mistake: settings, ports, folders, unreachable services
+    └── NetworkError             the other side did not answer, or not as the protocol says
+
+Each message names the culprit. Those that reach a person end with what to do next.
+"""
+
+from __future__ import annotations
+
+from errno import ENOENT
+
+__all__ = [
+    "AtdataError",
+    "ConfigError",
+    "LensError",
+    "LexiconError",
+    "MissingExtraError",
+    "MissingShardError",
+    "NetworkError",
+    "RecordError",
+    "SampleError",
+    "SchemaError",
+    "ShardError",
+    "SourceError",
+    "UnknownShardError",
+    "UriError",
+]
+
+
+class AtdataError(Exception):
+    """The base of every error that this project raises on purpose."""
+
+
+class UriError(AtdataError, ValueError):
+    """A string is not the URI it should be; the message says what is missing."""
+
+
+class RecordError(AtdataError, ValueError):
+    """A record cannot be written as asked; the message names the field."""
+
+
+class LexiconError(AtdataError, ValueError):
+    """A lexicon document is malformed, or a query parameter breaks its lexicon."""
+
+
+class SchemaError(AtdataError, ValueError):
+    """A sample type that no schema can express, or a schema that no type can; the message names the field."""
+
+
+class SampleError(AtdataError, ValueError):
+    """A sample that cannot be packed, read or stacked. `str()` says where, as far as it is known.
+
+    >>> print(SampleError("expected int, found str", field="label", key="000003", shard="train-0.tar"))
+    train-0.tar: sample 000003: field label: expected int, found str
+    """
+
+    def __init__(
+        self, problem: str, field: str | None = None, key: str | None = None, shard: str | None = None
+    ) -> None:
+        # All four are arguments of the exception, too, so that it survives the way back from a worker process.
+        super().__init__(problem, field, key, shard)
+        self.problem = problem
+        self.field = field
+        self.key = key
+        self.shard = shard
+
+    def __str__(self) -> str:
+        places = (
+            self.shard,
+            self.key and f"sample {self.key}",
+            self.field and f"field {self.field}",
+        )
+        return ": ".join([*(place for place in places if place), self.problem])
+
+    def inside(self, field: str) -> SampleError:
+        """The same, seen from one level further out: *field* holds what is wrong."""
+        inner = "" if self.field is None else self.field if self.field.startswith("[") else f".{self.field}"
+        return SampleError(self.problem, field + inner, self.key, self.shard)
+
+    def located(self, shard: str, key: str) -> SampleError:
+        """The same, with the shard and the key of the sample."""
+        return SampleError(self.problem, self.field, key, shard)
+
+
+class LensError(AtdataError, ValueError):
+    """A lens that does not fit where it is put, or a view to which no registered lenses lead."""
+
+
+class SourceError(AtdataError, ValueError):
+    """An address that is not opened (the message says which are), or a split that a dataset does not have."""
+
+
+class ShardError(AtdataError):
+    """A shard that cannot be read. *shard* is its URL, path or CID."""
+
+    def __init__(self, shard: str, problem: str) -> None:
+        super().__init__(shard, problem)
+        self.shard = shard
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.problem}"
+
+
+class MissingShardError(ShardError, FileNotFoundError):
+    """There is nothing at a shard's address."""
+
+    def __init__(self, shard: str, problem: str) -> None:
+        super().__init__(shard, problem)
+        # OSError takes two arguments for errno and strerror.
+        self.errno, self.strerror, self.filename = ENOENT, problem, shard
+
+
+class UnknownShardError(ShardError, KeyError):
+    """A data source was asked for a shard that it does not list."""
+
+
+class MissingExtraError(AtdataError, ImportError):
+    """An optional package is not installed; the message says how to install it."""
+
+
+class ConfigError(AtdataError):
+    """An operator's mistake; the message is one sentence that says what to do next."""
+
+
+class NetworkError(AtdataError):
+    """A service did not answer, or not as its protocol says."""

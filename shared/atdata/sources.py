@@ -1,0 +1,601 @@
+"""Own where shards are: what a URL may be, how brace notation unfolds, and how each kind of place is opened.
+
+No URL ever reaches a library that could run it: schemes are allow-listed, after braces are expanded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+from urllib.parse import unquote, urlsplit
+
+from braceexpand import braceexpand
+
+from atdata import syntax
+from atdata.atmosphere.records import Checksum
+from atdata.atmosphere.uri import BlobUri
+from atdata.cid import raw_cid, sha256_in
+from atdata.errors import (
+    MissingExtraError,
+    MissingShardError,
+    NetworkError,
+    ShardError,
+    SourceError,
+    UnknownShardError,
+)
+from atdata.protocols import DataSource, Stream
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["BlobSource", "S3Source", "Subset", "URLSource", "expand", "open_url", "scheme_of"]
+
+SCHEMES: Final = frozenset({"", "at", "file", "gs", "http", "https", "s3"})
+"""What URLs may begin with; "" stands for a path."""
+
+_MAX_SHARDS: Final = 100_000
+# Two letters or more: `C:` is a drive.
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+_BUFFER: Final = 1 << 18
+
+
+# --- URLs
+
+
+def scheme_of(url: str) -> str:
+    """The scheme of *url*, "" for a path. Raises SourceError, a ValueError, for one that is not opened.
+
+    >>> scheme_of("data/0.tar"), scheme_of("https://example.com/0.tar")
+    ('', 'https')
+    """
+    if not url or "\0" in url:
+        raise SourceError(f"{url[:100]!r} is no address of a shard")
+    match = _SCHEME.match(url)
+    scheme = match[1].lower() if match else ""
+    if scheme not in SCHEMES:
+        hint = f"; for a file of this name write ./{url[:100]}" if match and "://" not in url else ""
+        raise SourceError(
+            f"{url[:200]}: {scheme}: is not opened; use a path, or a file:, http:, https:, s3:, gs: or at: URL{hint}"
+        )
+    return scheme
+
+
+def expand(url: str) -> list[str]:
+    """The URLs that *url* stands for in brace notation, each checked.
+
+    >>> expand("digits-{08..10}.tar")
+    ['digits-08.tar', 'digits-09.tar', 'digits-10.tar']
+
+    A backslash before a brace or a comma takes it as it is. Raises SourceError, a ValueError, for braces without a
+    partner, for more than 100,000 shards, and for schemes that are not opened.
+    """
+    expanded = [url]
+    if "{" in url or "}" in url:
+        # braceexpand would make them all, or worse, before anyone could count.
+        if _count(url) > _MAX_SHARDS:
+            raise SourceError(f"{url[:200]}: stands for more than {_MAX_SHARDS:,} shards")
+        try:
+            expanded = list(braceexpand(url))
+        except ValueError:
+            raise SourceError(f"{url[:200]}: a brace has no partner; write \\{{ or \\}} for one in a name") from None
+    for one in expanded:
+        scheme_of(one)
+    return expanded
+
+
+_NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
+_LETTERS = re.compile(r"[A-Za-z]\.\.[A-Za-z](?:\.\.-?\d+)?")
+
+
+def _count(pattern: str) -> int:
+    """How many strings *pattern* stands for, at least: a product of sums of products."""
+    # Per open brace: the sum of the alternatives before the last comma, the product since, and where it opened.
+    levels: list[tuple[int, int, int]] = [(0, 1, 0)]
+    at = 0
+    while at < len(pattern):
+        total, product, start = levels[-1]
+        match pattern[at]:
+            case "\\":
+                at += 1
+            case "{":
+                levels.append((0, 1, at + 1))
+            case ",":
+                levels[-1] = total + product, 1, start
+            case "}" if len(levels) > 1:
+                levels.pop()
+                total += product
+                if span := _NUMBERS.fullmatch(pattern, start, at):
+                    # A number too long for a count is too many, too.
+                    step = max(1, int(span[3] or 1)) if len(span[0]) < 60 else 0
+                    total = abs(int(span[2]) - int(span[1])) // step + 1 if step else _MAX_SHARDS + 1
+                elif _LETTERS.fullmatch(pattern, start, at):
+                    total = 52
+                outer_total, outer_product, outer_start = levels[-1]
+                levels[-1] = outer_total, outer_product * total, outer_start
+        if levels[-1][0] + levels[-1][1] > _MAX_SHARDS:
+            break
+        at += 1
+    return max(total + product for total, product, _ in levels)
+
+
+def open_url(url: str, *, trusted: bool = True) -> Stream:
+    """The bytes at *url*, one URL without braces.
+
+    A path or `file:` is opened; `http(s):`, `s3:`, `gs:` and `at://{did}/blob/{cid}` are streamed. Without *trusted*,
+    hosts of private networks are refused. Raises SourceError for other schemes, MissingShardError when nothing is
+    there, and ShardError, all naming the URL.
+    """
+    match scheme_of(url):
+        case "":
+            return _open_file(url, url)
+        case "file":
+            parts = urlsplit(url)
+            if parts.netloc not in ("", "localhost"):
+                raise SourceError(f"{url[:200]}: names another host; use file:///path")
+            return _open_file(unquote(parts.path), url)
+        case "s3":
+            bucket, key = _bucket_and_key(url)
+            return S3Source(bucket, [key]).open_shard(url)
+        case "gs":
+            return _open_gs(url)
+        case "at":
+            uri = BlobUri.parse(url)
+            return BlobSource([{"did": uri.did, "cid": uri.cid}]).open_shard(url)
+        case _:
+            return _open_http(url, url, trusted=trusted)
+
+
+def _open_file(path: str, url: str) -> Stream:
+    try:
+        return Path(path).open("rb", buffering=_BUFFER)
+    except FileNotFoundError:
+        raise MissingShardError(url, f"there is no such file; the current folder is {Path.cwd()}") from None
+    except IsADirectoryError:
+        raise ShardError(url, "is a folder; atdata.load_dataset reads the shards in it") from None
+    except (OSError, ValueError) as e:
+        raise ShardError(url, f"cannot be opened: {e}") from e
+
+
+def _open_gs(url: str) -> Stream:
+    try:
+        import gcsfs  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise MissingExtraError(f"{url}: gs: URLs need the package gcsfs: pip install gcsfs") from None
+    try:
+        stream: Stream = gcsfs.GCSFileSystem().open(url, "rb")
+    except FileNotFoundError:
+        raise MissingShardError(url, "there is no such object") from None
+    except Exception as e:  # a foreign library's errors have no common base
+        raise ShardError(url, f"cannot be opened: {e}") from e
+    return stream
+
+
+def _open_http(url: str, shard: str, *, trusted: bool, params: Mapping[str, str] | None = None) -> Stream:
+    from atdata import network  # not before it is needed: httpx costs more than the rest of this module
+
+    try:
+        context = network.open_response(url, trusted=trusted, params=params)
+        return io.BufferedReader(_HttpBody(context, shard), _BUFFER)
+    except network.StatusError as e:
+        if e.status in (404, 410):
+            raise MissingShardError(shard, f"there is nothing: {e}") from e
+        raise ShardError(shard, f"cannot be opened: {e}") from e
+    except NetworkError as e:
+        raise ShardError(shard, f"cannot be opened: {e}") from e
+
+
+class _HttpBody(io.RawIOBase):
+    """The body of a response as a file."""
+
+    def __init__(self, context: Any, shard: str) -> None:
+        self._context = context
+        self._shard = shard
+        self._response: httpx.Response = context.__enter__()
+        self._pieces = self._response.iter_raw()
+        self._rest = memoryview(b"")
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        import httpx
+
+        while not self._rest:
+            try:
+                piece = next(self._pieces, None)
+            except httpx.HTTPError as e:
+                problem = f"broke off after {self._position} bytes: {str(e) or type(e).__name__}; try again"
+                raise ShardError(self._shard, problem) from e
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        size = min(len(buffer), len(self._rest))
+        buffer[:size] = self._rest[:size]
+        self._rest = self._rest[size:]
+        self._position += size
+        return size
+
+    def close(self) -> None:
+        if not self.closed:
+            self._context.__exit__(None, None, None)
+        super().close()
+
+
+# --- Checksums
+
+
+class _Verified(io.RawIOBase):
+    """A stream whose last byte comes with the certainty that all were the right ones."""
+
+    def __init__(
+        self, stream: Stream, shard: str, algorithm: str, expected: str, spell: Callable[[bytes], str]
+    ) -> None:
+        self._stream = stream
+        self._shard = shard
+        self._hash = hashlib.new(algorithm, usedforsecurity=False)
+        self._expected = expected
+        self._spell = spell
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        if not data:
+            actual = self._spell(self._hash.digest())
+            if actual != self._expected:
+                raise ShardError(
+                    self._shard, f"its bytes are not the right ones: expected {self._expected}, got {actual}"
+                )
+            return 0
+        self._hash.update(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def _verified(stream: Stream, shard: str, checksum: Checksum | None) -> Stream:
+    """*stream*, which fails at its end with a ShardError if its bytes do not match *checksum*."""
+    if checksum is None:
+        return stream
+    algorithm = checksum.algorithm.lower().replace("-", "")
+    # Those that hash to any length, or that are broken so far that they assure nothing, are not checks.
+    if algorithm not in _ALGORITHMS:
+        stream.close()
+        raise ShardError(
+            shard, f"its checksum is {checksum.algorithm[:50]!r}, of which we know {', '.join(sorted(_ALGORITHMS))}"
+        )
+    expected = checksum.digest.lower().removeprefix(f"{algorithm}:")
+    return io.BufferedReader(_Verified(stream, shard, algorithm, expected, bytes.hex), _BUFFER)
+
+
+_ALGORITHMS: Final = frozenset({"md5", "sha1", "sha256", "sha384", "sha512", "blake2b", "blake2s"})
+
+
+# --- Sources
+
+
+class _Source:
+    """What the sources have in common: an ordered table of shards."""
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        self._ids = tuple(ids)
+        self._known = frozenset(self._ids)
+
+    def list_shards(self) -> list[str]:
+        """The ids of the shards, in order."""
+        return list(self._ids)
+
+    @property
+    def shards(self) -> Iterator[tuple[str, Stream]]:
+        """Each shard's id and its bytes. A stream is closed when the next one is asked for."""
+        for shard_id in self._ids:
+            stream = self._open(shard_id)
+            try:
+                yield shard_id, stream
+            finally:
+                stream.close()
+
+    def open_shard(self, shard_id: str) -> Stream:
+        """The bytes of one shard. Raises UnknownShardError, a KeyError, for an id that is not listed."""
+        if shard_id not in self._known:
+            known = ", ".join(self._ids[:3]) + (", …" if len(self._ids) > 3 else "")
+            raise UnknownShardError(shard_id, f"is no shard of this source, which has {known or 'none'}")
+        return self._open(shard_id)
+
+    def _open(self, shard_id: str) -> Stream:
+        raise NotImplementedError
+
+
+class URLSource(_Source):
+    """Shards at paths and URLs, in brace notation or not.
+
+    >>> URLSource("digits-{000..009}.tar").list_shards()[-1]
+    'digits-009.tar'
+
+    Several URLs may be given as a list. *checksums*, by URL, are verified while the shards are read. *trusted* is False
+    for URLs that a stranger chose: then hosts of private networks are refused. Raises SourceError, a ValueError, for
+    URLs that are not opened; none is before a shard is read.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str] | Iterable[str],
+        *,
+        checksums: Mapping[str, Checksum] | None = None,
+        trusted: bool = True,
+    ) -> None:
+        if isinstance(url, os.PathLike):
+            url = os.fspath(url)
+        urls = [url] if isinstance(url, str) else list(url)
+        self._url = "::".join(urls)
+        super().__init__(one for pattern in urls for one in expand(pattern))
+        if len(self._ids) > _MAX_SHARDS:
+            raise SourceError(f"{self._url[:200]}: stands for more than {_MAX_SHARDS:,} shards")
+        self._checksums = dict(checksums or {})
+        self._trusted = trusted
+
+    @property
+    def url(self) -> str:
+        """The URL as it was given; several are joined by `::`, as webdataset writes it."""
+        return self._url
+
+    def _open(self, shard_id: str) -> Stream:
+        stream = open_url(shard_id, trusted=self._trusted)
+        return _verified(stream, shard_id, self._checksums.get(shard_id))
+
+    def __repr__(self) -> str:
+        return f"URLSource({self._url!r})"
+
+
+class S3Source(_Source):
+    """Shards in a bucket of S3, or of a service that speaks its protocol at *endpoint*.
+
+    >>> S3Source("my-bucket", ["train/0.tar"], endpoint="https://minio.example.com").list_shards()
+    ['s3://my-bucket/train/0.tar']
+
+    Without keys, boto3 finds them as it always does: in the environment, in `~/.aws`, at the machine's role. Needs the
+    extra `s3`. *checksums*, by id, are verified while the shards are read. *trusted* is False for an endpoint that a
+    stranger chose: then no request is signed, and hosts of private networks are refused.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        keys: Iterable[str],
+        endpoint: str | None = None,
+        access_key: str | None = None,
+        secret_key: str | None = None,
+        region: str | None = None,
+        *,
+        checksums: Mapping[str, Checksum] | None = None,
+        trusted: bool = True,
+    ) -> None:
+        if isinstance(keys, str):
+            raise SourceError("keys of S3Source is a list of keys, not one")
+        if endpoint is not None and urlsplit(endpoint).scheme not in ("http", "https"):
+            raise SourceError(f"{endpoint[:200]}: an S3 endpoint is an http:// or https:// URL")
+        self._bucket = bucket
+        self._keys = {f"s3://{bucket}/{key}": key for key in keys}
+        super().__init__(self._keys)
+        self._endpoint = endpoint
+        self._access_key = access_key
+        self._secret_key = secret_key
+        self._region = region
+        self._checksums = dict(checksums or {})
+        self._trusted = trusted
+        self._client: Any = None
+
+    @classmethod
+    def from_urls(cls, urls: Iterable[str], **options: Any) -> Self:
+        """The shards at `s3://bucket/key` URLs, all in one bucket; *options* are those of the class.
+
+        >>> S3Source.from_urls(["s3://my-bucket/0.tar", "s3://my-bucket/1.tar"])
+        S3Source('my-bucket', 2 shards)
+        """
+        pairs = [_bucket_and_key(one) for url in urls for one in expand(url)]
+        buckets = sorted({bucket for bucket, _ in pairs})
+        if len(buckets) != 1:
+            raise SourceError(f"an S3Source has one bucket, found {', '.join(buckets) or 'no URL'}; make one for each")
+        return cls(buckets[0], [key for _, key in pairs], **options)
+
+    @classmethod
+    def from_credentials(cls, credentials: Mapping[str, str], bucket: str, keys: Iterable[str]) -> Self:
+        """The shards of a bucket, with *credentials* as files for S3 name them.
+
+        >>> S3Source.from_credentials({"AWS_ACCESS_KEY_ID": "…", "AWS_SECRET_ACCESS_KEY": "…",
+        ...                            "AWS_ENDPOINT": "https://minio.example.com"}, "my-bucket", ["0.tar"])
+        S3Source('my-bucket', 1 shard)
+
+        `AWS_ENDPOINT_URL` and `AWS_REGION` or `AWS_DEFAULT_REGION` are known as well, and the arguments' own names.
+        """
+        named = {name.upper().removeprefix("AWS_"): value for name, value in credentials.items()}
+        return cls(
+            bucket,
+            keys,
+            endpoint=named.get("ENDPOINT") or named.get("ENDPOINT_URL"),
+            access_key=named.get("ACCESS_KEY_ID") or named.get("ACCESS_KEY"),
+            secret_key=named.get("SECRET_ACCESS_KEY") or named.get("SECRET_KEY"),
+            region=named.get("REGION") or named.get("DEFAULT_REGION"),
+        )
+
+    def _open(self, shard_id: str) -> Stream:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            body = self._connected().get_object(Bucket=self._bucket, Key=self._keys[shard_id])["Body"]
+        except ClientError as e:
+            code = e.response.get("Error", {}).get("Code", "")
+            if code in ("NoSuchKey", "NoSuchBucket", "404"):
+                raise MissingShardError(shard_id, f"there is nothing: {e}") from e
+            raise ShardError(shard_id, f"cannot be opened: {e}; check the keys and the region") from e
+        except BotoCoreError as e:
+            raise ShardError(shard_id, f"cannot be opened: {e}") from e
+        stream = io.BufferedReader(_S3Body(body, shard_id), _BUFFER)
+        return _verified(stream, shard_id, self._checksums.get(shard_id))
+
+    def _connected(self) -> Any:
+        if self._client is None:
+            self._client = self._connect()
+        return self._client
+
+    def _connect(self) -> Any:
+        try:
+            import boto3
+        except ImportError:
+            raise MissingExtraError("S3 needs boto3: pip install 'atdata-network[s3]'") from None
+        from botocore import UNSIGNED
+        from botocore.config import Config
+
+        from atdata import network
+
+        is_stranger = not self._trusted and self._endpoint is not None
+        if is_stranger and not network.allows_private_hosts():
+            network.check_public(str(self._endpoint))
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=self._endpoint,
+            aws_access_key_id=self._access_key,
+            aws_secret_access_key=self._secret_key,
+            region_name=self._region,
+            config=Config(
+                signature_version=UNSIGNED if is_stranger else None,
+                retries={"mode": "standard", "max_attempts": 4},
+                connect_timeout=10,
+                read_timeout=60,
+                # Services other than S3 have the bucket in the path.
+                s3={"addressing_style": "path"} if self._endpoint else None,
+            ),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_client": None}  # connections do not travel to other processes
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._bucket!r}, {_counted(self._ids)})"
+
+
+class _S3Body(io.RawIOBase):
+    def __init__(self, body: Any, shard: str) -> None:
+        self._body = body
+        self._shard = shard
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            data: bytes = self._body.read(len(buffer))
+        except (BotoCoreError, OSError) as e:
+            raise ShardError(self._shard, f"broke off: {e}; try again") from e
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._body.close()
+        super().close()
+
+
+def _bucket_and_key(url: str) -> tuple[str, str]:
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    if not url.startswith("s3://") or not bucket or not key:
+        raise SourceError(f"{url[:200]}: expected s3://bucket/key")
+    return bucket, key
+
+
+class BlobSource(_Source):
+    """Shards that are blobs on AT Protocol servers (PDS), each named by its account's DID and its CID.
+
+    >>> BlobSource([{"did": "did:plc:z72i7hdynmk6r22z27h6tvur", "cid": "bafkrei…"}]).list_shards()
+    ['at://did:plc:z72i7hdynmk6r22z27h6tvur/blob/bafkrei…']
+
+    The server is *pds_endpoint*, else the one that the account's DID document names, found in the directory *plc_url*
+    (`ATDATA_PLC_URL`, else the public one). Bytes that do not hash to their CID end in a ShardError.
+    Specification: https://atproto.com/specs/blob
+    """
+
+    def __init__(
+        self,
+        blob_refs: Iterable[Mapping[str, str]],
+        pds_endpoint: str | None = None,
+        *,
+        plc_url: str | None = None,
+    ) -> None:
+        self._blobs: dict[str, BlobUri] = {}
+        for ref in blob_refs:
+            try:
+                uri = BlobUri(ref["did"], ref["cid"])
+            except (KeyError, TypeError):
+                raise SourceError(f'a blob is {{"did": …, "cid": …}}, found {str(ref)[:200]}') from None
+            if not syntax.is_did(uri.did):
+                raise SourceError(f"{uri.did[:100]!r} is not a DID")
+            self._blobs[str(uri)] = uri
+        super().__init__(self._blobs)
+        self._pds_endpoint = pds_endpoint.rstrip("/") if pds_endpoint else None
+        self._plc_url = plc_url
+        self._resolver: Any = None
+
+    @classmethod
+    def from_refs(
+        cls, refs: Iterable[Mapping[str, str]], pds_endpoint: str | None = None, *, plc_url: str | None = None
+    ) -> Self:
+        """The blobs that *refs* name, as `{"did": …, "cid": …}`; the other arguments are those of the class."""
+        return cls(refs, pds_endpoint, plc_url=plc_url)
+
+    def _open(self, shard_id: str) -> Stream:
+        from atdata import network
+
+        uri = self._blobs[shard_id]
+        try:
+            digest = sha256_in(uri.cid)
+        except ValueError as e:
+            raise ShardError(shard_id, str(e)) from None
+        try:
+            if self._pds_endpoint is not None:
+                pds, trusted = self._pds_endpoint, True
+            else:
+                self._resolver = self._resolver or network.DidResolver(self._plc_url)
+                pds, trusted = self._resolver.pds(uri.did), self._resolver.trusts_private_hosts
+        except NetworkError as e:
+            raise ShardError(shard_id, f"its server is not known: {e}") from e
+        # https://docs.bsky.app/docs/api/com-atproto-sync-get-blob
+        stream = _open_http(
+            f"{pds}/xrpc/com.atproto.sync.getBlob", shard_id, trusted=trusted, params={"did": uri.did, "cid": uri.cid}
+        )
+        return io.BufferedReader(_Verified(stream, shard_id, "sha256", raw_cid(digest), raw_cid), _BUFFER)
+
+    def __repr__(self) -> str:
+        return f"BlobSource({_counted(self._ids)})"
+
+
+class Subset(_Source):
+    """Some shards of another source: one split of a dataset.
+
+    >>> Subset(source, ["train-0.tar"]).list_shards()
+    ['train-0.tar']
+    """
+
+    def __init__(self, source: DataSource, ids: Iterable[str]) -> None:
+        self._source = source
+        super().__init__(ids)
+
+    def _open(self, shard_id: str) -> Stream:
+        return self._source.open_shard(shard_id)
+
+    def __repr__(self) -> str:
+        return f"Subset({self._source!r}, {_counted(self._ids)})"
+
+
+def _counted(ids: Sequence[str]) -> str:
+    return "1 shard" if len(ids) == 1 else f"{len(ids)} shards"

@@ -1,0 +1,124 @@
+"""Postgres: connecting, pooling, and the migrations that both services rely on."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict
+from psycopg_pool import AsyncConnectionPool
+
+from atdata.errors import ConfigError
+
+# Any constant will do, as long as every version of this program uses the same ones.
+_MIGRATION_LOCK = 0x61746D69
+
+
+def migrations() -> list[tuple[int, str, str]]:
+    """The migrations in order: ``(version, name, SQL)``. Files are numbered and never change once released."""
+    found = []
+    for file in resources.files("atdata_backend").joinpath("migrations").iterdir():
+        if match := re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name):
+            found.append((int(match[1]), match[2], file.read_text("utf-8")))
+    return sorted(found)
+
+
+def describe(url: str) -> str:
+    """*url* fit for a message: where the database is, without its password."""
+    try:
+        parts = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        return "ATDATA_DATABASE_URL"
+    return f"{parts.get('dbname') or 'postgres'} at {parts.get('host') or 'localhost'}"
+
+
+def migrate(url: str) -> int:
+    """Bring the database to the newest schema and return its version. Safe to run from several processes at once.
+
+    Raises ConfigError when the database cannot be reached, or was made by a newer version of this program.
+    """
+    try:
+        connection = psycopg.connect(url, autocommit=True, connect_timeout=10)
+    except psycopg.Error as e:
+        raise _unreachable(url, e) from e
+    with connection:
+        connection.execute("SELECT pg_advisory_lock(%s)", [_MIGRATION_LOCK])
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS migrations ("
+            "version int PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        row = connection.execute("SELECT max(version) FROM migrations").fetchone()
+        current = (row and row[0]) or 0
+        _refuse_newer(url, current)
+        for version, name, sql in migrations():
+            if version > current:
+                with connection.transaction():
+                    connection.execute(sql.encode())
+                    connection.execute("INSERT INTO migrations (version, name) VALUES (%s, %s)", [version, name])
+                current = version
+    return current
+
+
+async def connect(url: str) -> AsyncConnection:
+    """One connection, for a process that writes in order. Raises ConfigError like `open_pool`."""
+    try:
+        connection = await AsyncConnection.connect(url, connect_timeout=10)
+    except psycopg.Error as e:
+        raise _unreachable(url, e) from e
+    try:
+        await _require_migrated(url, connection)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+async def open_pool(url: str, *, max_size: int = 8) -> AsyncConnectionPool:
+    """A pool for reading: transactions are read-only and a statement may take ten seconds at most.
+
+    Raises ConfigError when the database cannot be reached or is not at this program's migration.
+    """
+    await (await connect(url)).close()
+    pool = AsyncConnectionPool(
+        url,
+        min_size=1,
+        max_size=max_size,
+        open=False,
+        # A restarted server leaves dead connections in the pool: look before handing one out.
+        check=AsyncConnectionPool.check_connection,
+        kwargs={
+            "autocommit": True,
+            "options": "-c default_transaction_read_only=on -c statement_timeout=10s -c timezone=UTC",
+        },
+    )
+    await pool.open(wait=True, timeout=10)
+    return pool
+
+
+def _unreachable(url: str, e: psycopg.Error) -> ConfigError:
+    return ConfigError(f"cannot reach the database {describe(url)}: {e}. Check ATDATA_DATABASE_URL.")
+
+
+def _refuse_newer(url: str, current: int) -> None:
+    newest = max(version for version, _, _ in migrations())
+    if current > newest:
+        raise ConfigError(
+            f"the database {describe(url)} is at migration {current}, this program knows {newest}: upgrade the program"
+        )
+
+
+async def _require_migrated(url: str, connection: AsyncConnection) -> None:
+    newest = max(version for version, _, _ in migrations())
+    try:
+        row = await (await connection.execute("SELECT max(version) FROM migrations")).fetchone()
+    except psycopg.errors.UndefinedTable:
+        row = None
+    await connection.rollback()
+    current = (row and row[0]) or 0
+    _refuse_newer(url, current)
+    if current < newest:
+        raise ConfigError(
+            f"the database {describe(url)} is at migration {current} of {newest}: run `atdata migrate` first"
+        )

@@ -1,0 +1,120 @@
+"""The search engine's interface: what a dataset looks like to it, what can be asked, and what comes back.
+
+An engine is derived data. The indexer feeds it from Postgres and can always rebuild it; the AppView asks it for
+URIs and takes the rows from Postgres, so that a stale index can never show what was deleted or hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, Protocol, get_args
+
+Facet = Literal["tags", "license", "schema", "publisher", "storage"]
+Sort = Literal["relevance", "newest", "oldest", "samples", "name"]
+
+FACETS: tuple[Facet, ...] = get_args(Facet)
+SORTS: tuple[Sort, ...] = get_args(Sort)
+
+#: A facet lists at most this many values, the most frequent first.
+FACET_VALUES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One dataset as the engine sees it.
+
+    ``fields`` are the schema's fields as ``name:type`` or ``name:ndarray:dtype``; ``samples`` and ``bytes`` are None
+    when the publisher did not say.
+    """
+
+    uri: str
+    did: str
+    handle: str | None
+    name: str
+    created_at: datetime
+    description: str = ""
+    tags: tuple[str, ...] = ()
+    license: str | None = None
+    schema_uri: str | None = None
+    schema_name: str = ""
+    fields: tuple[str, ...] = ()
+    storage: str | None = None
+    samples: int | None = None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A search. An empty *text* browses: everything that passes the filters.
+
+    *text* is free text over name, description, tags, publisher's handle, schema name and field names. A word matches
+    itself, a word it is the beginning of, and words within a typo or two. ``"double quotes"`` ask for a phrase.
+
+    Filters of different kinds must all hold. Within ``tags`` and ``fields`` every value must be present; within the
+    others one of them. ``fields`` takes ``name``, ``name:type`` or ``name:type:dtype``.
+    """
+
+    text: str = ""
+    tags: tuple[str, ...] = ()
+    licenses: tuple[str, ...] = ()
+    schemas: tuple[str, ...] = ()
+    publishers: tuple[str, ...] = ()
+    storage: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+    min_samples: int | None = None
+    max_samples: int | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    sort: Sort = "relevance"
+    facets: tuple[Facet, ...] = ()
+    limit: int = 25
+    cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A dataset that matches. ``highlights``: of ``name`` and ``description``, HTML: escaped text, matches in <mark>."""
+
+    uri: str
+    highlights: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """One page. ``cursor`` is None on the last one. ``facets`` maps a facet to its values' counts, most frequent first.
+
+    Facet counts are disjunctive: a facet's own filter does not hide its other values.
+    """
+
+    hits: tuple[Hit, ...]
+    total: int
+    facets: Mapping[Facet, Mapping[str, int]] = field(default_factory=dict)
+    cursor: str | None = None
+
+
+class BadCursor(ValueError):
+    """The cursor is not one that this engine gave out, or belongs to another query."""
+
+
+class SearchEngine(Protocol):
+    """What every engine does. Calls block: async code runs them in a thread. One process writes, many may read."""
+
+    def apply(self, upserts: Sequence[Document], deletes: Sequence[str]) -> None:
+        """Store and remove documents. On return they are durable, and the next search in any process sees them."""
+
+    def search(self, query: Query) -> Results:
+        """The page of *query*. Raises `BadCursor`; NetworkError where the engine is a server that does not answer."""
+
+    def count(self) -> int:
+        """How many documents there are."""
+
+    def uris(self) -> Iterator[str]:
+        """Every document's URI, in no particular order."""
+
+    def clear(self) -> None:
+        """Remove every document."""
+
+    def close(self) -> None:
+        """Release files, locks and connections."""
