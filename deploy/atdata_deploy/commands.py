@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import click
 
 from atdata_appview.commands import listen
+from atdata_appview.settings import AppViewSettings
 from atdata_backend.postgres import migrate
 from atdata_deploy.processes import Child, data_folder, embedded_postgres, get_json
 from atdata_deploy.settings import UpSettings
@@ -36,7 +37,7 @@ def up(**flags: Any) -> None:
     settings = UpSettings.load(**flags)
     relay = subscription_url(settings.relay)
     # Before anything is started: a taken port is the most common mistake. Raises ConfigError.
-    listen(settings.host, settings.port).close()
+    listen(AppViewSettings.load(database_url="", host=settings.host, port=settings.port)).close()
     # From here on a signal unwinds the stack, so that everything that was started is stopped, in order.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
