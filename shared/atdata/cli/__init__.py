@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 import click
 
 from atdata import __version__
-from atdata.errors import AtdataError
+from atdata.errors import AtdataError, ConfigError
 
 
 class _Commands(click.Group):
@@ -23,7 +23,7 @@ class _Commands(click.Group):
                 command = point.load()
             except ModuleNotFoundError as e:
                 # The bare library lists the services' commands, too: their packages are extras.
-                raise click.ClickException(
+                raise ConfigError(
                     f"`atdata {cmd_name}` needs the package {e.name!r}: pip install 'atdata-network[all]'"
                 ) from None
             assert isinstance(command, click.Command)
