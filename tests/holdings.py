@@ -100,12 +100,13 @@ class Holdings:
             reading = records.read(collection, record)
             value = reading.value
             uris.append(uri)
+            tags = list(value.tags) if isinstance(value, records.DatasetRecord) else None
             copies = [
                 getattr(value, name, None)
                 for name in ("name", "version", "schema_ref", "source_schema", "target_schema", "dataset_uri")
             ]
             key = (did, collection, rkey, kind_of(collection), cid(record))
-            values.append((*key, json.dumps(record), list(reading.problems), *copies, verified))
+            values.append((*key, json.dumps(record), list(reading.problems), *copies, tags, verified))
             if isinstance(value, records.SchemaRecord):
                 self._schemas[uri] = value
             if isinstance(value, records.DatasetRecord):
@@ -113,8 +114,8 @@ class Holdings:
         with psycopg.connect(self.database_url) as connection, connection.cursor() as cursor:
             cursor.executemany(
                 "INSERT INTO records (did, collection, rkey, kind, cid, rev, record, problems, name, version, "
-                "schema_ref, source_schema, target_schema, dataset_ref, verified) "
-                "VALUES (%s, %s, %s, %s, %s, '3lqdkdjpy6t2e', %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+                "schema_ref, source_schema, target_schema, dataset_ref, tags, verified) "
+                "VALUES (%s, %s, %s, %s, %s, '3lqdkdjpy6t2e', %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
                 values,
             )
         self.engine.apply(documents, [])

@@ -42,9 +42,6 @@ def create_app(settings: AppViewSettings) -> FastAPI:
         except BaseException:
             engine.close()
             raise
-        # The pool tries again at ever longer intervals, up to that; then the next request makes it try at once. The
-        # default, five minutes, would leave us without a database for minutes after it is back.
-        pool.reconnect_timeout = 5.0
         store = Store(pool)
         search = Search(engine, store)
         app.state.services = Services(settings, store, search, CachedStatus(store, search), metrics)

