@@ -90,6 +90,21 @@ class Feed:
         rows = await self._store.datasets(list(uris))
         found = [document(row) for row in rows]
         gone = list(uris - {doc.uri for doc in found})
-        await asyncio.to_thread(self._engine.apply, found, gone)
+        await asyncio.to_thread(self._apply, found, gone)
         await self._store.fed([id for id, _ in entries])
         return len(entries)
+
+    def _apply(self, found: list[Document], gone: list[str]) -> None:
+        """Give the engine *found*; a document that it refuses is found by halving, and left out of search only."""
+        try:
+            self._engine.apply(found, gone)
+        except (ValueError, TypeError, OverflowError) as e:
+            if len(found) > 1:
+                middle = len(found) // 2
+                self._apply(found[:middle], gone)
+                self._apply(found[middle:], [])
+            elif found:
+                logger.error("%s cannot be searched for: %s", found[0].uri, e)
+                self._engine.apply([], [*gone, found[0].uri])
+            else:
+                raise
