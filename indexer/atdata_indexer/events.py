@@ -129,10 +129,14 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What concerns us: collections by prefix (with the trailing dot), and repositories that we follow already."""
+    """What concerns us: collections by prefix (with the trailing dot), and repositories that we follow already.
+
+    Revs are times: one beyond ``latest_rev``, some minutes from now, would make all that comes until then look old.
+    """
 
     prefixes: tuple[str, ...]
     tracked: Collection[str]
+    latest_rev: str = "zzzzzzzzzzzzz"
 
 
 def parse(frame: bytes, scope: Scope) -> Frame:
@@ -215,16 +219,14 @@ def _commit(seq: int | None, time: str | None, body: dict[str, Any], scope: Scop
             return Frame(seq, time)
         return _rejected(seq, time, "bad-commit", "repo or ops are missing or malformed", _text(did) or None)
     try:
-        return Frame(seq, time, _commit_in_scope(body, ours))
+        return Frame(seq, time, _commit_in_scope(body, ours, scope))
     except _Bad as bad:
         return _rejected(seq, time, bad.reason, bad.detail, bad.did or _text(did) or None)
 
 
-def _commit_in_scope(body: dict[str, Any], ours: list[dict[str, Any]]) -> tuple[Event, ...]:
+def _commit_in_scope(body: dict[str, Any], ours: list[dict[str, Any]], scope: Scope) -> tuple[Event, ...]:
     did = _did(body, "repo")
-    rev = _field(body, "rev", str)
-    if not syntax.is_tid(rev):
-        raise _Bad("bad-commit", f"rev {rev!r:.80} is not a TID")
+    rev = _rev(body, scope)
     if _field(body, "seq", int) < 0:
         raise _Bad("bad-commit", "seq is negative")
     since = body.get("since")
@@ -310,9 +312,7 @@ def _account(seq: int | None, time: str | None, body: dict[str, Any], scope: Sco
 
 def _sync(seq: int | None, time: str | None, body: dict[str, Any], scope: Scope) -> Frame:
     did = _did(body, "did")
-    rev = _field(body, "rev", str)
-    if not syntax.is_tid(rev):
-        raise _Bad("bad-sync", f"rev {rev!r:.80} is not a TID", did)
+    rev = _rev(body, scope)
     if did not in scope.tracked:
         return Frame(seq, time)
     try:
@@ -339,6 +339,15 @@ def _did(body: Mapping[str, Any], name: str) -> str:
     if len(did) > _MAX_DID or not syntax.is_did(did):
         raise _Bad("bad-field", f"{name} {did!r:.80} is not a DID")
     return did
+
+
+def _rev(body: Mapping[str, Any], scope: Scope) -> str:
+    rev = _field(body, "rev", str)
+    if not syntax.is_tid(rev):
+        raise _Bad("bad-field", f"rev {rev!r:.80} is not a TID")
+    if rev > scope.latest_rev:
+        raise _Bad("future-rev", f"rev {rev} is of a time that is yet to come")
+    return rev
 
 
 def _text(value: object) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -34,6 +34,9 @@ _LOST = (psycopg.OperationalError, psycopg.InterfaceError)
 _SAVE_CURSOR = 5.0
 _LOOK = 5.0
 _DISCOVER = 86_400.0
+
+# How far a clock elsewhere may be ahead of ours.
+_AHEAD = timedelta(minutes=5)
 
 
 class Indexer:
@@ -122,7 +125,7 @@ class _Session:
 
     async def _read(self) -> None:
         async for frames in self._stream.batches():
-            scope = events.Scope(_PREFIXES, self._tracked)
+            scope = events.Scope(_PREFIXES, self._tracked, syntax.tid_at(datetime.now(UTC) + _AHEAD))
             items: list[Item] = []
             seq = self._seq
             time_of_frame: str | None = None

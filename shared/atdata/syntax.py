@@ -32,6 +32,7 @@ __all__ = [
     "is_uri",
     "new_tid",
     "parse_datetime",
+    "tid_at",
 ]
 
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
@@ -221,7 +222,19 @@ def new_tid() -> str:
         _last_tid_time = now
     # The process id tells processes of one host apart with certainty, also after a fork; the host's name spreads
     # hosts (and containers, where every process is number 1) over the 1024 identifiers.
-    number = now << 10 | ((os.getpid() ^ _HOST) & 0x3FF)
+    return _encode_tid(now << 10 | ((os.getpid() ^ _HOST) & 0x3FF))
+
+
+def tid_at(moment: datetime) -> str:
+    """The first TID of *moment*: those made before sort before it, those made later after it.
+
+    >>> tid_at(datetime(2026, 1, 1, tzinfo=UTC)) < new_tid()
+    True
+    """
+    return _encode_tid(round(moment.timestamp() * 1_000_000) << 10)
+
+
+def _encode_tid(number: int) -> str:
     return "".join(_BASE32_SORTABLE[number >> shift & 31] for shift in range(60, -1, -5))
 
 

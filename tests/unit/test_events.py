@@ -162,7 +162,7 @@ _BAD_FRAMES = {
     "repo is a number": (_with(repo=5), "bad-field"),
     "repo is a list": (_with(repo=[]), "bad-commit"),
     "repo is no DID": (_with(repo="alice"), "bad-field"),
-    "rev is no TID": (_with(rev="yesterday"), "bad-commit"),
+    "rev is no TID": (_with(rev="yesterday"), "bad-field"),
     "seq is text": (_with(seq="12"), "bad-field"),
     "since is a number": (_with(since=3), "bad-commit"),
     "too many ops": (_with(ops=[{"action": "delete", "path": PATH, "cid": None}] * 201), "bad-commit"),
@@ -204,6 +204,15 @@ def test_a_path_twice_in_a_commit() -> None:
     (event,) = parse(frame("#commit", body), OURS).events
     assert isinstance(event, Commit)
     assert event.ops == (RecordDeleted(DATASET, "3kzaaaaaaaaaa"),)
+
+
+def test_a_rev_of_the_future() -> None:
+    """A rev is a time; one far ahead would outlive every honest commit after it."""
+    data = commit(5, [("create", PATH, dataset())])
+    assert isinstance(parse(data, Scope(OURS.prefixes, (), rev(5))).events[0], Commit)
+    (event,) = parse(data, Scope(OURS.prefixes, (), rev(4))).events
+    assert isinstance(event, Rejected)
+    assert event.reason == "future-rev"
 
 
 def test_an_escaped_backslash_before_u0000_is_no_nul() -> None:

@@ -196,6 +196,14 @@ def test_tids_of_threads_do_not_collide():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes fork on POSIX only")
+def test_tids_of_a_moment():
+    """TIDs made before a moment sort before it, those made afterwards behind it."""
+    now = datetime.now(UTC)
+    assert syntax.tid_at(now - timedelta(seconds=1)) < syntax.new_tid() < syntax.tid_at(now + timedelta(minutes=1))
+    assert syntax.is_tid(syntax.tid_at(now))
+    assert syntax.tid_at(datetime(1970, 1, 1, tzinfo=UTC)) == "2" * 13
+
+
 def test_tids_of_forked_processes_do_not_collide():
     """Forked processes make different TIDs even in the same microsecond, and while their parent holds the lock."""
     program = """
