@@ -3,7 +3,7 @@
     python tests/benchmarks/search_latency.py --documents 100000
 
 It indexes synthetic datasets whose words, tags and publishers are as unevenly frequent as real ones (Zipf), then asks
-a seeded mix of queries of six kinds, each once without and once with all facets, from one thread. `--folder` keeps
+a seeded mix of queries of seven kinds, each once without and once with all facets, from one thread. `--folder` keeps
 the index, for another run over the same.
 """
 

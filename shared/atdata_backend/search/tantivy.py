@@ -41,13 +41,14 @@ _MAX_PAGE = 1_000
 _MAX_VALUES_KNOWN = 50_000
 _MAX_COUNTS_KNOWN = 1_000
 
-# How much a match in each field adds to one anywhere in the text. All words are in `stems` as well, so that a word's
-# rarity is judged over everything, and there they count 1. The additions are shared out among a query's words: one
-# or two words name a dataset, ten describe it, and then each name has some of them.
-_WEIGHTS = {"name": 3.0, "loose": 1.5, "keywords": 1.0, "handle": 0.7}
-# A word that only begins with the one asked for, and a word within a typo or two, as parts of an average match.
-_PREFIX = {"name": 2.0, "keywords": 0.7, "handle": 0.5, "description": 0.1}
-_NEAR = {"name": 1.4, "loose": 1.0, "keywords": 0.7, "handle": 0.35, "description": 0.35}
+# All words of a document are in `text`, and their stems in `stems`, wherever they stand: a word's rarity is judged over
+# everything. What the other fields add for a word that they have is shared out among a query's words: one or two
+# words name a dataset, ten describe it, and then each name has some of them.
+_WEIGHTS = {"name": 3.0, "loose": 1.5, "keywords": 1.5, "handle": 0.7}
+# A word that only begins with the one asked for, and a word within a typo or two, as parts of an average match. Each
+# field here is another walk through its vocabulary, which is what takes time in a search.
+_BEGUN = {"name": 2.0, "text": 0.3}
+_NEAR = {"name": 1.4, "text": 0.5}
 # Near misses of a word that many documents have are noise; with fewer than a page they are help.
 _RARE = 25
 
@@ -178,13 +179,20 @@ class TantivyEngine:
                 self._index = self._current = None
                 return None
             commit = f"{stat.st_ino:x}-{stat.st_mtime_ns:x}"
-            if self._index is None:
-                self._index = tantivy.Index.open(str(self._folder))
-                self._index.config_reader("manual")
-                self._current = None
-            if self._current is None or self._current.id != commit:
-                self._index.reload()
-                self._current = _Snapshot(commit, self._index.searcher(), self._index.schema)
+            try:
+                if self._index is None:
+                    self._index = tantivy.Index.open(str(self._folder))
+                    self._index.config_reader("manual")
+                    self._current = None
+                if self._current is None or self._current.id != commit:
+                    self._index.reload()
+                    self._current = _Snapshot(commit, self._index.searcher(), self._index.schema)
+            except (OSError, ValueError) as error:
+                message = (
+                    f"cannot read the search index in {self._folder.parent} ({error}); check that this process may "
+                    "write there, too, since readers lock a file, or delete the folder: it will be filled again"
+                )
+                raise ConfigError(message) from error
             return self._current
 
     def _keep(self, snapshot: _Snapshot) -> None:
@@ -223,7 +231,7 @@ class TantivyEngine:
 def _schema() -> tantivy.Schema:
     schema = tantivy.SchemaBuilder()
     # The words come analysed and are only taken apart at spaces.
-    for name in ("name", "keywords", "handle", "description"):
+    for name in ("name", "keywords", "handle", "text"):
         schema.add_text_field(name, tokenizer_name="whitespace", index_option="position")
     for name in ("stems", "loose"):
         schema.add_text_field(name, tokenizer_name="whitespace", index_option="freq")
@@ -245,19 +253,16 @@ _STEMMER = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).filter(ta
 
 def _index_document(document: Document) -> tantivy.Document:
     """*document* as the index has it."""
-    uri, name, description = (
-        text.clean(document.uri),
-        document.name[:_MAX_NAME],
-        document.description[:_MAX_DESCRIPTION],
-    )
-    name, description = text.clean(name), text.clean(description)
+    uri, name = text.clean(document.uri), text.clean(document.name[:_MAX_NAME])
+    description = text.clean(document.description[:_MAX_DESCRIPTION])
     tags = list(dict.fromkeys(map(_cut, document.tags[:_MAX_VALUES])))
     columns = list(map(_cut, document.fields[:_MAX_VALUES]))
     labels = [*tags, _cut(document.schema_name), *dict.fromkeys(column.split(":")[0] for column in columns)]
-    name_words, description_words = text.words(name), text.words(description)
+    words = text.words(name)
     keywords = [word for label in labels for word in text.words(label)]
     handle = text.words(_cut(document.handle or ""))
     loose = text.forms(name).union(*map(text.forms, labels))
+    all_words = " ".join([*text.words(description), *words, *keywords, *handle])
     facets: dict[Facet, list[str]] = {
         "tags": tags,
         "license": [_cut(document.license)] if document.license else [],
@@ -270,13 +275,13 @@ def _index_document(document: Document) -> tantivy.Document:
     values: dict[str, Any] = {
         "uri": uri,
         "id": id_,
-        "name": " ".join(name_words),
+        "name": " ".join(words),
         "loose": " ".join(loose),
-        "whole": "".join(name_words)[: text.MAX_WORD],
+        "whole": text.whole(name)[: text.MAX_WORD],
         "keywords": " ".join(keywords),
         "handle": " ".join(handle),
-        "description": " ".join(description_words),
-        "stems": " ".join(_STEMMER.analyze(" ".join([*name_words, *keywords, *handle, *description_words]))),
+        "text": " ".join([all_words, *loose]),
+        "stems": " ".join(_STEMMER.analyze(all_words)),
         **{facet: list(map(_number, of_facet)) for facet, of_facet in facets.items()},
         "columns": [_number(form) for form in {form for column in columns for form in text.column_forms(column)}],
         "created": created,
@@ -456,16 +461,17 @@ class _Search:
         counts: dict[Facet, Mapping[str, int]] = {}
         shared: list[Facet] = []
         for facet in self._query.facets:
-            if (before := known.get((asked, facet))) is not None:
+            if (before := known.pop((asked, facet), None)) is not None:
                 counts[facet] = before
             elif self._filters.get(facet) is not None:
                 counts |= self._counts(self._matching(without=facet), [facet])
             else:
                 shared.append(facet)
         counts |= self._counts(matching, shared)
-        if len(known) < _MAX_COUNTS_KNOWN:
-            known.update({(asked, facet): found for facet, found in counts.items()})
-        return counts
+        known.update({(asked, facet): found for facet, found in counts.items()})
+        while len(known) > _MAX_COUNTS_KNOWN:  # the first is the one not asked for the longest
+            known.pop(next(iter(known)), None)
+        return {facet: counts[facet] for facet in self._query.facets}
 
     def _counts(self, matching: Q, facets: list[Facet]) -> dict[Facet, Mapping[str, int]]:
         if not facets:
@@ -552,6 +558,7 @@ class _TextQuery:
         self._prefixes = tuple(filter(text.may_begin, asked.words))
         self._near: dict[str, int] = {}
         self._rarity = 0.0
+        self._is_misspelt = False
         self._share = 1 / max(len(asked.words), 1)
         self.query = self._build()
 
@@ -585,62 +592,51 @@ class _TextQuery:
         # Words beside a phrase, and stop words beside words, only rank.
         may = [any_word] if must and any_word else []
         must += [any_word] if not must and any_word else []
-        may += [self._boost(self._term("name", word), 0.3) for word in asked.asides if self._df("name", word)]
+        may += [Q.boost_query(self._term("name", word), 0.3) for word in asked.asides if self._df("name", word)]
         return Q.boolean_query([(Occur.Must, query) for query in must] + [(Occur.Should, query) for query in may])
 
     def _word(self, word: str, *, is_last: bool) -> Q:
         """Documents with *word*, with a word that it begins, or with one within a typo or two, in that order."""
-        found = self._found(word)
+        found = found_or_begun = self._found(word)
         choices = [self._sum(word)] if found else []
         # A common word with others after it is complete. Else it would be the beginning of half the vocabulary.
         if text.may_begin(word) and (is_last or found < _RARE):
-            begun = self._begun(word, is_last=is_last)
+            # The beginning of an unfinished last word is sought in the whole text as well, but not two letters of it.
+            fields = [name for name in _BEGUN if name == "name" or (is_last and len(word) != 2)]
+            begun = {name: self._near_term(name, word, 0) for name in fields}
             if is_last or not found:
                 found_or_begun = max(found, _total(self._searcher.search(begun["name"], 1)))
-            else:
-                found_or_begun = found
             # A word that does not exist by itself is the beginning of another, so all of it counts.
             unit = self._idf(found_or_begun) * (self._share if found else 1)
-            choices += [Q.const_score_query(query, _PREFIX[name] * unit) for name, query in begun.items()]
-        else:
-            found_or_begun = found
+            choices += [Q.const_score_query(query, _BEGUN[name] * unit) for name, query in begun.items()]
         self._rarity = self._idf(found_or_begun)
         is_odd = not found or len(self._asked.words) == 1
         if is_odd and found_or_begun < _RARE and (near := self._typos(word)):
             # If the word exists, what is only like it comes after.
             unit = 0.001 if found else self._rarity
+            self._is_misspelt |= not found
             choices += [Q.const_score_query(query, _NEAR[name] * unit) for name, query in near.items()]
         return Q.disjunction_max_query(choices)
 
     def _sum(self, word: str) -> Q:
         """Documents with *word* in any field: the better the more fields, and the more telling ones, have it."""
         terms = [
-            self._boost(self._term(name, word), weight * self._share)
+            Q.boost_query(self._term(name, word), weight * self._share)
             for name, weight in _WEIGHTS.items()
             if self._df(name, word)
         ]
         terms += [self._term("stems", stem) for stem in _stems([word]) if self._df("stems", stem)]
         return Q.boolean_query([(Occur.Should, term) for term in terms])
 
-    def _begun(self, word: str, *, is_last: bool) -> dict[str, Q]:
-        return {
-            name: Q.fuzzy_term_query(self._schema, name, word, 0, True, True)
-            for name in _PREFIX
-            # The beginning of an unfinished last word is sought in the text as well, but not two letters of it.
-            if name != "description" or (is_last and len(word) > 2)
-        }
-
     def _typos(self, word: str) -> dict[str, Q]:
         near: dict[str, Q] = {}
         edits = text.typos_allowed(word)
         for distance in range(1, edits + 1):
-            near = {name: Q.fuzzy_term_query(self._schema, name, word, distance, True, False) for name in _NEAR}
+            near = {name: self._near_term(name, word, distance) for name in _NEAR}
             self._near[word] = distance
-            if distance == edits:
+            # Two typos are likely only where one explains nothing.
+            if distance == edits or _total(self._searcher.search(near["text"], 1)):
                 break
-            any_field = Q.boolean_query([(Occur.Should, query) for query in near.values()])
-            if _total(self._searcher.search(any_field, 1)):
-                break  # two typos are likely only where one explains nothing
         return near
 
     def _whole(self) -> list[Q]:
@@ -648,29 +644,28 @@ class _TextQuery:
         whole = self._asked.whole
         if not text.may_begin(whole) or len(whole) > text.MAX_WORD:
             return []
-        is_one = len(self._asked.words) == 1
-        unit = self._rarity if is_one else self._idf(1)
+        unit = self._rarity if len(self._asked.words) == 1 else self._idf(1)
         queries = [
             Q.const_score_query(self._term("whole", whole), unit * 2.0),
-            Q.const_score_query(Q.fuzzy_term_query(self._schema, "whole", whole, 0, True, True), unit * 0.5),
+            Q.const_score_query(self._near_term("whole", whole, 0), unit * 0.5),
         ]
-        if text.typos_allowed(whole) and not (is_one and self._found(whole)):
-            near = Q.fuzzy_term_query(self._schema, "whole", whole, 1, True, False)
-            queries.append(Q.const_score_query(near, unit))
+        if self._is_misspelt and text.typos_allowed(whole):
+            queries.append(Q.const_score_query(self._near_term("whole", whole, 1), unit))
         return [Q.disjunction_max_query(queries)]
 
     def _phrase(self, words: Sequence[str], boost: float = 1.0) -> Q:
         queries = []
-        for name in ("name", "keywords", "handle", "description"):
+        for name in ("name", "keywords", "handle", "text"):
             query = Q.phrase_query(self._schema, name, list(words)) if len(words) > 1 else self._term(name, words[0])
-            queries.append(self._boost(query, _WEIGHTS.get(name, 1.0) * boost))
+            queries.append(Q.boost_query(query, _WEIGHTS.get(name, 1.0) * boost))
         return Q.boolean_query([(Occur.Should, query) for query in queries])
 
     def _term(self, name: str, word: str) -> Q:
         return Q.term_query(self._schema, name, word, "freq")
 
-    def _boost(self, query: Q, boost: float) -> Q:
-        return Q.boost_query(query, boost)
+    def _near_term(self, name: str, word: str, edits: int) -> Q:
+        """Words within so many edits of *word*; within none, words that begin with it."""
+        return Q.fuzzy_term_query(self._schema, name, word, edits, True, edits == 0)
 
     def _df(self, name: str, word: str) -> int:
         return self._searcher.doc_freq(name, word)

@@ -17,6 +17,8 @@ MAX_WORDS = 32
 MAX_QUERY = 2_000
 #: Longer words are cut. Both sides cut alike, so they still match.
 MAX_WORD = 64
+#: No more words of a text are marked.
+MAX_MARKS = 250
 
 # Words too common in English to say what somebody is looking for. A query of nothing else keeps them.
 STOP_WORDS = frozenset(
@@ -70,8 +72,9 @@ def fold(text: str) -> str:
     """*text* without case, accents and width: ``Großé`` is ``grosse``."""
     if text.isascii():
         return text.lower()
-    folded = _LATIN_MARKS.sub("", unicodedata.normalize("NFKD", text.casefold())).translate(_PLAIN)
-    return unicodedata.normalize("NFC", folded)
+    # Taken apart first, because some capitals are letters only then (𝐀), and again, because case can hide marks.
+    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    return unicodedata.normalize("NFC", _LATIN_MARKS.sub("", folded).translate(_PLAIN))
 
 
 def words(text: str) -> list[str]:
@@ -87,6 +90,11 @@ def forms(text: str) -> set[str]:
     """
     tokens = _tokens(text)[:100]
     return {part for token in tokens for part in _parts(token)} | set(_joined([fold(token) for token in tokens]))
+
+
+def whole(text: str) -> str:
+    """All words of *text* as one: ``ImageNet-1k`` is ``imagenet1k``."""
+    return "".join(map(fold, _tokens(text)))
 
 
 def column_forms(column: str) -> list[str]:
@@ -109,8 +117,8 @@ def asked(text: str) -> Asked:
         if i % 2 == 0:
             free += tokens
         elif found := [word for token in tokens for word in _folded(token, inside=True)]:
-            phrases.append(tuple(found))
-    folded = list(dict.fromkeys(word for token in free for word in _folded(token, inside=True)))
+            phrases.append(tuple(found[:MAX_WORDS]))
+    folded = list(dict.fromkeys(word for token in free for word in _folded(token, inside=True)))[:MAX_WORDS]
     telling = [word for word in folded if word not in STOP_WORDS]
     return Asked(
         words=tuple(telling or ([] if phrases else folded)),
@@ -118,7 +126,7 @@ def asked(text: str) -> Asked:
         joined=tuple(form for form in _joined([fold(token) for token in free]) if form not in folded),
         split=tuple(parts for token in free if len(parts := tuple(_parts(token))) > 1),
         phrases=tuple(phrases),
-        whole="".join(fold(token) for token in free),
+        whole="".join(map(fold, free)),
     )
 
 
@@ -188,9 +196,9 @@ class Marker:
         out = ["…"] if begin else []
         at = begin
         for start, end in spans:
-            if begin <= start and end <= stop:
-                out += [html.escape(text[at:start]), "<mark>", html.escape(text[start:end]), "</mark>"]
-                at = end
+            if begin <= start < stop:
+                out += [html.escape(text[at:start]), "<mark>", html.escape(text[start : min(end, stop)]), "</mark>"]
+                at = min(end, stop)
         return "".join([*out, html.escape(text[at:stop]), "…" if stop < len(text) else ""])
 
     def _spans(self, words: Iterable[re.Match[str]]) -> list[tuple[int, int]]:
@@ -203,6 +211,8 @@ class Marker:
                 parts = known[token] = self._parts(token)
             for start, end in parts:
                 spans.append((match.start() + start, match.start() + end))
+            if len(spans) > MAX_MARKS:
+                break
         return spans
 
     def _begun(self, text: str) -> Iterator[re.Match[str]]:

@@ -1,0 +1,311 @@
+"""What only the embedded engine does: a folder, one writer, readers in other processes, formats, snapshots."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from atdata.errors import ConfigError
+from atdata_backend.search import open_engine, tantivy
+from atdata_backend.search.base import FACETS, Document, Query
+from atdata_backend.search.tantivy import TantivyEngine
+
+DAY = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def dataset(key: object, name: str = "whale songs", **values: object) -> Document:
+    made = Document(
+        uri=f"at://did:plc:alice/ac.foundation.dataset.record/{key}",
+        did="did:plc:alice",
+        handle="alice.example",
+        name=name,
+        created_at=DAY,
+    )
+    return replace(made, **values)  # type: ignore[arg-type]
+
+
+def keys(engine: TantivyEngine, query: Query) -> list[str]:
+    return [hit.uri.rsplit("/", 1)[1] for hit in engine.search(query).hits]
+
+
+Start = Callable[[str], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> object:
+    """Starts a Python process that has an `engine` on the same folder and runs the given code."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(code: str) -> subprocess.Popen[str]:
+        head = (
+            "import sys\n"
+            "from pathlib import Path\n"
+            "from datetime import datetime, UTC\n"
+            "from atdata_backend.search.base import Document, Query\n"
+            "from atdata_backend.search.tantivy import TantivyEngine\n"
+            f"engine = TantivyEngine(Path({str(tmp_path)!r}))\n"
+            "def dataset(key):\n"
+            "    return Document(uri=f'at://x/{key}', did='did:plc:x', handle=None, name='whale',\n"
+            "                    created_at=datetime(2026, 1, 1, tzinfo=UTC))\n"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", head + code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()
+        process.stdout.close()
+
+
+def answer(process: subprocess.Popen[str], line: str = "") -> str:
+    """What *process* prints next, after it has read *line*."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    if line:
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+def test_second_writer(tmp_path: Path) -> None:
+    """Only one engine writes a folder at a time; another one that tries is told so, and may once the first closes."""
+    first, second = TantivyEngine(tmp_path), TantivyEngine(tmp_path)
+    first.apply([dataset(1)], [])
+    for write in (lambda: second.apply([dataset(2)], []), second.clear):
+        with pytest.raises(ConfigError, match=r"another process is writing the search index in .*stop it"):
+            write()
+    assert second.count() == 1
+    first.close()
+    second.apply([dataset(2)], [])
+    assert second.count() == 2
+    second.close()
+
+
+def test_second_writer_in_another_process(tmp_path: Path, start: Start) -> None:
+    """The lock holds across processes, and dies with its holder."""
+    holder = start("engine.apply([dataset(1)], [])\nprint('written', flush=True)\nsys.stdin.read()")
+    assert answer(holder) == "written"
+    engine = TantivyEngine(tmp_path)
+    with pytest.raises(ConfigError, match="another process"):
+        engine.apply([dataset(2)], [])
+    holder.kill()
+    holder.wait()
+    engine.apply([dataset(2)], [])
+    assert engine.count() == 2
+    engine.close()
+
+
+def test_readers_in_other_processes(tmp_path: Path, start: Start) -> None:
+    """A reader in another process sees each commit at its next search, from before there is an index."""
+    reader = start("for line in sys.stdin:\n    print(engine.search(Query('whale')).total, flush=True)")
+    assert answer(reader, "?") == "0"
+    engine = TantivyEngine(tmp_path)
+    for n in range(1, 30):
+        engine.apply([dataset(n)], [])
+        assert answer(reader, "?") == str(n)
+    engine.apply([], [dataset(1).uri])
+    assert answer(reader, "?") == "28"
+    engine.clear()
+    assert answer(reader, "?") == "0"
+    engine.close()
+
+
+def test_killed_writer_leaves_the_last_commit(tmp_path: Path, start: Start) -> None:
+    """A writer that is killed between commits loses nothing that it had committed."""
+    writer = start("n = 0\nwhile True:\n    n += 1\n    engine.apply([dataset(n)], [])\n    print(n, flush=True)")
+    for _ in range(20):
+        committed = int(answer(writer))
+    writer.kill()
+    writer.wait()
+    engine = TantivyEngine(tmp_path)
+    assert committed <= engine.count()
+    engine.apply([dataset("after")], [])
+    assert engine.search(Query("whale", limit=100)).total == engine.count()
+    engine.close()
+
+
+def test_reading_creates_nothing(tmp_path: Path) -> None:
+    """An engine that only reads leaves the folder as it is, also where there is none."""
+    for folder in (tmp_path, tmp_path / "missing"):
+        engine = TantivyEngine(folder)
+        assert engine.search(Query("x", facets=FACETS)).total == engine.count() == len(list(engine.uris())) == 0
+        engine.apply([], [])
+        engine.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_removed_index(tmp_path: Path) -> None:
+    """A reader whose index is removed finds nothing, and finds the next one."""
+    writer, reader = TantivyEngine(tmp_path), TantivyEngine(tmp_path)
+    writer.apply([dataset(1)], [])
+    assert reader.count() == 1
+    writer.close()
+    for path in sorted(tmp_path.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    assert reader.count() == 0
+    writer = TantivyEngine(tmp_path)
+    writer.apply([dataset(2), dataset(3)], [])
+    assert reader.count() == 2
+    writer.close()
+
+
+def test_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened for writing in another format, the index starts empty and the old one goes; readers keep to theirs."""
+    old = TantivyEngine(tmp_path)
+    old.apply([dataset(1)], [])
+    old.close()
+    monkeypatch.setattr(tantivy, "FORMAT", tantivy.FORMAT + 1)
+    new = TantivyEngine(tmp_path)
+    assert new.count() == 0
+    assert old.count() == 1, "reading alone must not remove what another version may still serve"
+    new.apply([dataset(2)], [])
+    assert (new.count(), old.count()) == (1, 0)
+    assert len(list(tmp_path.iterdir())) == 1
+    new.close()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_folder_not_writable(tmp_path: Path) -> None:
+    """A folder that cannot be written is the operator's to mend, and the error names it."""
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        TantivyEngine(tmp_path).apply([dataset(1)], [])
+
+
+def test_folder_that_is_a_file(tmp_path: Path) -> None:
+    """The same where the folder is a file."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot open the search index in .*file"):
+        TantivyEngine(tmp_path / "file").apply([dataset(1)], [])
+
+
+def test_a_failed_batch_leaves_nothing(tmp_path: Path) -> None:
+    """If a document of a batch cannot be indexed, none of it is, and the next batch goes in."""
+    engine = TantivyEngine(tmp_path)
+    engine.apply([dataset(1)], [])
+    with pytest.raises(AttributeError):
+        engine.apply([dataset(2), None], [dataset(1).uri])  # type: ignore[list-item]
+    engine.apply([dataset(3)], [])
+    assert sorted(uri[-1] for uri in engine.uris()) == ["1", "3"]
+    engine.close()
+
+
+def test_small_commits_are_merged(tmp_path: Path) -> None:
+    """Many commits of one document each leave few files to search."""
+    engine = TantivyEngine(tmp_path)
+    for n in range(60):
+        engine.apply([dataset(n % 20)], [])
+    assert engine.count() == 20
+    engine.close()  # waits for merges
+    assert len(list(tmp_path.glob("*/*.idx"))) < 16
+
+
+def scored(n: int) -> Document:
+    return dataset(n, description="whale " * (n % 7) + "filler " * (n % 11), created_at=DAY + timedelta(seconds=n))
+
+
+def test_pages_by_relevance_without_the_snapshot(tmp_path: Path) -> None:
+    """A cursor whose snapshot is not held, as after a restart, goes on after the last hit, or else at its score."""
+    engine = TantivyEngine(tmp_path)
+    engine.apply([scored(n) for n in range(200)], [])
+    query = Query("whale", limit=50)
+    whole = keys(engine, replace(query, limit=200))
+    page = engine.search(query)
+    engine.apply([scored(n) for n in range(300, 330)], [])
+    restarted = TantivyEngine(tmp_path)
+    rest = keys(restarted, replace(query, limit=300, cursor=page.cursor))
+    # Scores have shifted, so that some of the first page may come again; nothing further on is passed over.
+    assert set(whole[50:]) <= set(rest)
+    assert len(set(rest) & set(whole[:50])) <= 10
+
+    engine.apply([], [page.hits[-1].uri])
+    assert set(whole[50:]) - set(keys(restarted, replace(query, limit=300, cursor=page.cursor))) == set()
+    restarted.close()
+    engine.close()
+
+
+def test_few_snapshots_are_held(tmp_path: Path) -> None:
+    """However many queries are left halfway, only so many old states of the index are kept; those in use are."""
+    engine = TantivyEngine(tmp_path)
+    engine.apply([scored(n) for n in range(200)], [])
+    whole = keys(engine, Query("whale", limit=200))
+    seen: list[str] = []
+    used = Query("whale", limit=5)
+    for n in range(tantivy._SNAPSHOTS + 6):
+        page = engine.search(used)
+        seen += [hit.uri.rsplit("/", 1)[1] for hit in page.hits]
+        used = replace(used, cursor=page.cursor)
+        engine.apply([scored(1_000 + n)], [])
+        engine.search(Query("whale", limit=5))  # asked for, and never paged
+    assert seen == whole[: len(seen)]
+    assert len(engine._snapshots) == tantivy._SNAPSHOTS
+    engine.close()
+
+
+def test_deep_pages(tmp_path: Path) -> None:
+    """Pages are stable over thousands of hits, too, while 50 records come and 50 go between any two pages."""
+    engine = TantivyEngine(tmp_path)
+    engine.apply([scored(n) for n in range(2_000)], [])
+    seen: list[str] = []
+    query = Query("whale", limit=100)
+    for step in range(20):
+        page = engine.search(query)
+        seen += [hit.uri for hit in page.hits]
+        query = replace(query, cursor=page.cursor)
+        going = [scored(step * 100 + n).uri for n in range(50)]
+        engine.apply([scored(5_000 + step * 50 + n) for n in range(50)], going)
+    assert query.cursor is None
+    assert sorted(seen) == sorted(scored(n).uri for n in range(2_000))
+    engine.close()
+
+
+def test_documents_at_the_limits(tmp_path: Path) -> None:
+    """Whatever a hostile record says can be stored, sorted and browsed."""
+    engine = TantivyEngine(tmp_path)
+    engine.apply(
+        [
+            dataset("a", samples=10**30, created_at=datetime.max.replace(tzinfo=UTC)),
+            dataset("b", samples=-5, created_at=datetime.min.replace(tzinfo=UTC)),
+            dataset("c", created_at=datetime(2026, 1, 1), name=""),
+            dataset("d", description="word " * 200_000, name="n" * 100_000, tags=("t" * 100_000,) * 5_000),
+            dataset("e", fields=("::",) * 5_000, schema_name="\x00", handle="\ud800", license="", storage=""),
+        ],
+        [],
+    )
+    assert keys(engine, Query(sort="newest"))[::4] == ["a", "b"]
+    assert keys(engine, Query(sort="samples"))[0] == "a"
+    assert set(keys(engine, Query(min_samples=0))) == {"a", "b"}
+    assert len(keys(engine, Query("word", facets=FACETS))) == 1
+    assert engine.count() == 5
+    engine.close()
+
+
+def test_page_sizes(tmp_path: Path) -> None:
+    """A page has at least one hit and at most a thousand, whatever is asked for."""
+    engine = TantivyEngine(tmp_path)
+    engine.apply([scored(n) for n in range(1_200)], [])
+    for text in ("", "whale"):
+        assert [len(keys(engine, Query(text, limit=n))) for n in (-1, 0, 1, 2**40)] == [1, 1, 1, 1_000]
+    engine.close()
+
+
+def test_open_engine(tmp_path: Path) -> None:
+    """The settings decide: a folder, or the URL of a server; one of them there must be."""
+    assert isinstance(open_engine(folder=tmp_path, meili_url=None), TantivyEngine)
+    assert not isinstance(open_engine(folder=tmp_path, meili_url="http://127.0.0.1:9"), TantivyEngine)
+    with pytest.raises(ValueError, match="needs a folder"):
+        open_engine(folder=None, meili_url=None)
