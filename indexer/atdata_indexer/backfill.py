@@ -8,6 +8,7 @@ there. At most 256 MiB of a repository are read, 2 MiB of a block, and 64 MiB of
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import sqlite3
 from collections import defaultdict
@@ -25,6 +26,8 @@ from atdata_indexer.car import CarError, cid_text, decode, read_blocks, walk_mst
 from atdata_indexer.http import Refused, StatusError, get, get_json, iter_limited, raise_for_status
 from atdata_indexer.identity import Identity, IdentityError, Resolver
 
+logger = logging.getLogger(__name__)
+
 __all__ = ["Backfill", "FetchFailed", "RepoRecord", "RepoUnavailable", "Snapshot"]
 
 _MAX_REPOSITORY: Final = 256 * 2**20
@@ -36,7 +39,9 @@ _ATTEMPTS: Final = 4
 # In seconds: the first backoff, the longest, the longest that a server may ask for, and the ends of an exchange.
 _BACKOFF: Final = 1.0
 _LONGEST_BACKOFF: Final = 30.0
-_LONGEST_PAUSE: Final = 300.0
+_LONGEST_PAUSE: Final = 10.0
+# A host that asks for longer is asked again all the same.
+_FORGIVEN: Final = 600.0
 _QUERY_DEADLINE: Final = 30.0
 _REPOSITORY_DEADLINE: Final = 3600.0
 # A host that sends less than this, in bytes per second after the first seconds, does not get to hold a place for long.
@@ -237,6 +242,10 @@ class Backfill:
             return await self.fetch(did)
         except (RepoUnavailable, FetchFailed) as e:
             return e
+        except Exception as e:
+            # Whatever a stranger's server made us stumble over is no reason to stop reading the others'.
+            logger.exception("reading %s", did)
+            return FetchFailed(did, f"{type(e).__name__}: {e}")
 
     async def fetch(self, did: str) -> Snapshot:
         """What the repository of *did* holds now, read from its host. Every block was hashed.
@@ -304,20 +313,25 @@ class Backfill:
         while True:
             try:
                 async with host.turns:
-                    if (pause := host.paused_until - now()) > 0:
+                    # Others wait for our place: what takes longer is better asked again another time.
+                    if (pause := host.paused_until - now()) > _LONGEST_PAUSE:
+                        raise Refused(f"{place} asks us to wait for {pause:.0f} s")
+                    if pause > 0:
                         await self._sleep(pause)
                     return await ask()
             except NetworkError as e:
                 attempt += 1
                 asked_for = e.retry_after if isinstance(e, StatusError) else None
-                if attempt == _ATTEMPTS or not _is_passing(e) or (asked_for or 0) > _LONGEST_PAUSE:
-                    raise
                 # Full jitter, lest all who failed at once come back at once.
                 backoff = random.uniform(0, min(_LONGEST_BACKOFF, _BACKOFF * 2**attempt))  # noqa: S311
-                if asked_for is not None or (isinstance(e, StatusError) and e.status == 429):
+                is_told = asked_for is not None or (isinstance(e, StatusError) and e.status == 429)
+                if is_told:
                     # Everyone who asks this host waits.
-                    host.paused_until = max(host.paused_until, now() + max(asked_for or 0, backoff))
-                else:
+                    pause = min(max(asked_for or 0, backoff), _FORGIVEN)
+                    host.paused_until = max(host.paused_until, now() + pause)
+                if attempt == _ATTEMPTS or not _is_passing(e) or (asked_for or 0) > _LONGEST_PAUSE:
+                    raise
+                if not is_told:
                     await self._sleep(backoff)
 
 

@@ -32,6 +32,8 @@ _MAX_DEPTH: Final = 129
 # Up to here, whatever a block claims, decoding it costs a few milliseconds at most.
 _SMALL_BLOCK: Final = 2048
 _MAX_NESTING: Final = 128
+# What reads records takes microseconds an item, and a megabyte holds a million.
+_MAX_ITEMS: Final = 50_000
 
 _KEY = re.compile(rb"[A-Za-z0-9_~.:-]+/[A-Za-z0-9_~.:-]+")
 _MAX_KEY: Final = 1024
@@ -232,7 +234,7 @@ def decode_record(block: bytes | memoryview) -> dict[str, Any]:
 
 
 def _check_containers(data: bytes | memoryview) -> None:
-    """Refuse CBOR whose arrays claim more items than bytes follow, or nest deeper than `_MAX_NESTING`.
+    """Refuse CBOR whose arrays claim more items than bytes follow, more than `_MAX_ITEMS`, or nest too deep.
 
     The decoder allocates what an array claims, and checks each claim for itself only: arrays nested in each other that
     all claim the rest of the block take 0.5 GB and 2 s for 30 kB, and the square of that for longer ones.
@@ -242,6 +244,7 @@ def _check_containers(data: bytes | memoryview) -> None:
     open_containers: list[int] = []
     left = 1  # items to come in the innermost container
     owed = 1  # items to come in all of them, at least a byte each
+    total = 1
     while True:
         while not left:
             if not open_containers:
@@ -269,6 +272,9 @@ def _check_containers(data: bytes | memoryview) -> None:
         owed += items
         if owed > size - at:
             raise CarError(f"not DAG-CBOR: {owed} items are to follow byte {at} of {size}")
+        total += items
+        if total > _MAX_ITEMS:
+            raise CarError(f"more than {_MAX_ITEMS} items in one block")
         if len(open_containers) == _MAX_NESTING:
             raise CarError(f"nested deeper than {_MAX_NESTING} containers")
         open_containers.append(left)

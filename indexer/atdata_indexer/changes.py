@@ -21,10 +21,14 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """What is held of a repository. ``desynced`` says why it needs a resync, None if it is in step."""
+    """What is held of a repository. ``desynced`` says why it needs a resync, None if it is in step.
+
+    ``records_rev`` is the rev of the last commit that touched records of ours: only that can outdate a snapshot.
+    """
 
     rev: str | None = None
     data: str | None = None
+    records_rev: str | None = None
     account_seq: int | None = None
     desynced: str | None = None
 
@@ -95,7 +99,10 @@ def _commit(changes: Changes, commit: Commit, held: Mapping[str, Repository], ba
         elif known.rev is None and commit.since is not None and backfill:
             desynced = "what came before its first commit here is unknown"
     changes.commits += 1
-    changes.repositories[commit.did] = replace(known, rev=commit.rev, data=commit.data, desynced=desynced)
+    records_rev = commit.rev if commit.ops else known.records_rev
+    changes.repositories[commit.did] = replace(
+        known, rev=commit.rev, data=commit.data, records_rev=records_rev, desynced=desynced
+    )
     for op in commit.ops:
         key = (commit.did, op.collection, op.rkey)
         changes.records[key] = None if isinstance(op, RecordDeleted) else (op, commit.rev)

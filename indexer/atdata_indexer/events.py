@@ -158,7 +158,7 @@ def parse(frame: bytes, scope: Scope) -> Frame:
     if op == -1:
         return Frame(None, None, (RelayError(_text(body.get("error")) or "Unknown", _text(body.get("message"))),))
     if op != 1:
-        return _rejected(None, None, "unknown-operation", f"header says op {op!r:.80}")
+        return _rejected(None, None, "unknown-operation", f"header says op {_show(op)}")
     seq, time = body.get("seq"), body.get("time")
     if not isinstance(seq, int) or isinstance(seq, bool) or not 0 <= seq < 2**63:
         seq = None
@@ -180,7 +180,7 @@ def parse(frame: bytes, scope: Scope) -> Frame:
                 return Frame(seq, time, (RelayInfo(_text(body.get("name")), _text(body.get("message"))),))
     except _Bad as bad:
         return _rejected(seq, time, bad.reason, bad.detail, bad.did)
-    return _rejected(seq, time, "unknown-type", f"header says t {kind!r:.80}")
+    return _rejected(seq, time, "unknown-type", f"header says t {_show(kind)}")
 
 
 def read_record(collection: str, rkey: str, cid: str, block: bytes) -> RecordWritten | Rejected:
@@ -293,7 +293,7 @@ def _operation(op: dict[str, Any]) -> tuple[str, str, str]:
         raise _Bad("bad-commit", f"operation on {path!r:.200}, which is no collection/record key")
     action = op.get("action")
     if action not in ("create", "update", "delete"):
-        raise _Bad("bad-commit", f"operation {action!r:.80} on {path!r:.200} is not create, update or delete")
+        raise _Bad("bad-commit", f"operation {_show(action)} on {path!r:.200} is not create, update or delete")
     return collection, rkey, action
 
 
@@ -302,7 +302,7 @@ def _account(seq: int | None, time: str | None, body: dict[str, Any], scope: Sco
     active = _field(body, "active", bool)
     status = body.get("status") or "inactive"
     if not isinstance(status, str) or not _STATUS.fullmatch(status):
-        raise _Bad("bad-account", f"status {status!r:.80} is not a word", did)
+        raise _Bad("bad-account", f"status {_show(status)} is not a word", did)
     if seq is None:
         raise _Bad("bad-account", "seq is missing", did)
     if did not in scope.tracked:
@@ -351,7 +351,18 @@ def _rev(body: Mapping[str, Any], scope: Scope) -> str:
 
 
 def _text(value: object) -> str:
-    return value[:1000] if isinstance(value, str) else ""
+    """A relay's words, fit for a log and a terminal."""
+    return printable(value[:1000]) if isinstance(value, str) else ""
+
+
+def printable(text: str) -> str:
+    """*text* without control characters: a terminal might obey them."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _show(value: object) -> str:
+    # The repr of anything deeper may be endless, or not come at all.
+    return f"{value!r:.80}" if isinstance(value, str | int) else type(value).__name__
 
 
 def _rejected(seq: int | None, time: str | None, reason: str, detail: str, did: str | None = None) -> Frame:

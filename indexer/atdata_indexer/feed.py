@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 from atdata.atmosphere import records
@@ -13,31 +14,46 @@ from atdata_indexer.store import REBUILD, Store
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 1000
+_BATCH = 200
 
 
-def document(row: dict[str, Any]) -> Document:
+def document(row: dict[str, Any], schema: SchemaSummary | None) -> Document:
     """A row of `Store.datasets` as the engine wants it. Malformed records have the fields that could be read."""
     dataset = records.read(row["collection"], row["record"]).value
     assert isinstance(dataset, records.DatasetRecord)
-    schema = records.read(row["schema_collection"], row["schema_record"]).value if row["schema_record"] else None
     size = dataset.size or records.Size()
     return Document(
         uri=row["uri"],
         did=row["did"],
         handle=row["handle"],
         name=dataset.name,
-        created_at=dataset.created_at or row["indexed_at"],
+        # A time to come would stay the newest until then.
+        created_at=min(dataset.created_at or row["indexed_at"], row["indexed_at"]),
         description=dataset.description or "",
         tags=dataset.tags,
         license=dataset.license,
         schema_uri=row["schema_ref"],
-        schema_name=schema.name if isinstance(schema, records.SchemaRecord) else "",
-        fields=records.field_summaries(schema) if isinstance(schema, records.SchemaRecord) else (),
+        schema_name=schema.name if schema else "",
+        fields=schema.fields if schema else (),
         storage=records.storage_kind(dataset),
         samples=size.samples,
         bytes=size.bytes,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaSummary:
+    """What a dataset's document holds of its schema."""
+
+    name: str
+    fields: tuple[str, ...]
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> SchemaSummary:
+        """Of a row of `Store.schemas`."""
+        schema = records.read(row["collection"], row["record"]).value
+        assert isinstance(schema, records.SchemaRecord)
+        return cls(schema.name, records.field_summaries(schema))
 
 
 class Feed:
@@ -88,11 +104,17 @@ class Feed:
             held = await asyncio.to_thread(lambda: list(self._engine.uris()))
             await self._store.feed_all(stale=held)
         rows = await self._store.datasets(list(uris))
-        found = [document(row) for row in rows]
-        gone = list(uris - {doc.uri for doc in found})
-        await asyncio.to_thread(self._apply, found, gone)
+        # Many datasets share a schema: it is fetched and read once.
+        refs = {row["schema_ref"] for row in rows if row["schema_ref"]}
+        schemas = await self._store.schemas(list(refs))
+        await asyncio.to_thread(self._feed, uris, rows, schemas)
         await self._store.fed([id for id, _ in entries])
         return len(entries)
+
+    def _feed(self, uris: set[str], rows: list[dict[str, Any]], schemas: list[dict[str, Any]]) -> None:
+        summaries = {row["uri"]: SchemaSummary.of(row) for row in schemas}
+        found = [document(row, summaries.get(row["schema_ref"])) for row in rows]
+        self._apply(found, list(uris - {doc.uri for doc in found}))
 
     def _apply(self, found: list[Document], gone: list[str]) -> None:
         """Give the engine *found*; a document that it refuses is found by halving, and left out of search only."""

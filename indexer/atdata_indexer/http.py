@@ -172,7 +172,7 @@ def _retry_after(headers: httpx.Headers, now: float) -> float | None:
     value = headers.get("retry-after", "")
     if value.isascii() and value.isdigit():
         return float(value[:9])
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):
         return max(0.0, parsedate_to_datetime(value).timestamp() - now)
     reset = headers.get("ratelimit-reset", "")
     if reset.isascii() and reset.isdigit():

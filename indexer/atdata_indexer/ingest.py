@@ -21,19 +21,21 @@ from atdata_indexer.feed import Feed
 from atdata_indexer.http import guarded_client
 from atdata_indexer.identity import Resolver
 from atdata_indexer.settings import IndexerSettings
-from atdata_indexer.store import Item, Store
+from atdata_indexer.store import Item, Store, is_gone
 from atdata_indexer.stream import Stream, subscription_url
 
 logger = logging.getLogger(__name__)
 
 _PREFIXES = (nsid.PREFIX,)
-_LOST = (psycopg.OperationalError, psycopg.InterfaceError)
 
 # In seconds: the longest between saves of a cursor that passed nothing of ours, between looks at work that nobody
 # announced, and between discoveries.
 _SAVE_CURSOR = 5.0
 _LOOK = 5.0
 _DISCOVER = 86_400.0
+
+# Some weeks of the whole network's events: a cursor does not leap over more.
+_LEAP = 1_000_000_000
 
 # How far a clock elsewhere may be ahead of ours.
 _AHEAD = timedelta(minutes=5)
@@ -68,9 +70,9 @@ class Indexer:
                     await store.reopen()
                     was_connected, delay = True, 0.5
                     await _Session(settings, store, self._engine, self._started).run()
-                except (ConfigError, *_LOST) as e:
+                except (ConfigError, psycopg.Error) as e:
                     # At the first connection it is the settings; later, a database that went away.
-                    if not was_connected or not isinstance(e.__cause__ or e, _LOST):
+                    if not was_connected or not is_gone(e.__cause__ or e):
                         raise
                     logger.warning("lost the database: %s; trying again in %.1f s", e, delay)
                 await asyncio.sleep(delay)
@@ -130,11 +132,11 @@ class _Session:
             seq = self._seq
             time_of_frame: str | None = None
             for frame in frames:
-                parsed = events.parse(frame, scope)
-                if parsed.seq is not None:
-                    # A relay that repeats itself does not move us back.
-                    seq = parsed.seq if seq is None else max(seq, parsed.seq)
-                    time_of_frame = parsed.time or time_of_frame
+                parsed = _parse(frame, scope)
+                # A relay that repeats itself does not move us back, and one absurd number not out of its reach.
+                if parsed.seq is not None and (seq is None or seq < parsed.seq < seq + _LEAP):
+                    seq = parsed.seq
+                time_of_frame = parsed.time or time_of_frame
                 for event in parsed.events:
                     if isinstance(event, (events.RelayError, events.RelayInfo)):
                         await self._heed(event)
@@ -155,6 +157,7 @@ class _Session:
                 if applied.identities:
                     self._to_resolve.set()
                 if applied.tracked:
+                    self._tracked |= applied.tracked
                     self._to_resync.set()
             self._seq = seq
             if time_of_frame is not None:
@@ -180,6 +183,10 @@ class _Session:
                 identity = await resolver.resolve(did)
             except AtdataError as e:
                 logger.info("cannot resolve %s: %s", did, e)
+                await self._store.unresolved(did)
+            except Exception:
+                # Whatever a stranger's document or server made us stumble over is no reason to stop.
+                logger.exception("resolving %s", did)
                 await self._store.unresolved(did)
             else:
                 await self._store.resolved(did, identity.handle, identity.pds)
@@ -228,6 +235,8 @@ class _Session:
 
     async def _resynced(self, result: Snapshot | RepoUnavailable | FetchFailed) -> None:
         match result:
+            case Snapshot() if result.rev > syntax.tid_at(datetime.now(UTC) + _AHEAD):
+                await self._store.resync_failed(result.did, f"its rev {result.rev} is of a time that is yet to come")
             case Snapshot():
                 applied = await self._store.apply_snapshot(result)
                 if applied is None:
@@ -276,6 +285,15 @@ class _Session:
             if status != last or now - reported_at >= _LOOK:
                 await self._store.report(status)
                 last, reported_at = status, now
+
+
+def _parse(frame: bytes, scope: events.Scope) -> events.Frame:
+    try:
+        return events.parse(frame, scope)
+    except Exception as e:
+        # A mistake of ours, which the same frame would meet again after every start.
+        logger.exception("parsing a frame of %d bytes", len(frame))
+        return events.Frame(None, None, (events.Rejected("parser-failed", f"{type(e).__name__}: {e}"[:2000]),))
 
 
 def _http_url(relay: str) -> str:

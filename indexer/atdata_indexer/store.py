@@ -7,7 +7,7 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -21,7 +21,7 @@ from atdata.nsid import kind_of
 from atdata_backend import postgres
 from atdata_indexer.backfill import Snapshot
 from atdata_indexer.changes import Changes, Key, Repository, fold
-from atdata_indexer.events import Event, RecordWritten, Rejected, read_record
+from atdata_indexer.events import Commit, Event, RecordWritten, Rejected, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,13 @@ REBUILD = "*"
 
 # What Postgres says to values it cannot hold, whatever we checked before: class 22, and class 54 (too long, too deep).
 _REFUSED = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex)
+# Classes of OperationalError that are about the server (connection, resources, shutting down) and not about a value.
+_GONE = ("08", "53", "57", "58")
 
 # An index entry must fit a third of a page; an AT URI in use is far shorter.
 _MAX_REFERENCE = 1500
 _MAX_NAME = 1000
+_MAX_TAG = 600  # characters, of up to four bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +62,6 @@ class Applied:
     quarantined: int = 0
     tracked: set[str] = field(default_factory=set)
     identities: bool = False  # some DID document is to be read
-
-    def add(self, other: Applied) -> None:
-        self.commits += other.commits
-        self.replayed += other.replayed
-        self.written += other.written
-        self.deleted += other.deleted
-        self.quarantined += other.quarantined
-        self.tracked |= other.tracked
-        self.identities |= other.identities
 
 
 class Store:
@@ -136,7 +130,7 @@ class Store:
                 await connection.execute(
                     """
                     SELECT (SELECT count(*) FROM search_outbox),
-                           (SELECT count(*) FROM repositories WHERE desynced IS NOT NULL),
+                           (SELECT count(*) FROM repositories WHERE desynced IS NOT NULL AND status = 'active'),
                            (SELECT coalesce(sum(times), 0)::bigint FROM quarantine_counts)
                     """
                 )
@@ -149,28 +143,16 @@ class Store:
     async def apply(self, items: Sequence[Item], cursor: int | None) -> Applied:
         """Apply *items* in order and move the cursor, all or nothing, but for what Postgres refuses to hold.
 
-        A value that gets past every check and is refused by the database is found by halving, and quarantined: one bad
-        record must not stop the stream.
+        A record that gets past every check and is refused by the database is quarantined: it must not stop the stream.
         """
-        try:
-            return await self._apply(items, cursor)
-        except _REFUSED as e:
-            if len(items) > 1:
-                middle = len(items) // 2
-                applied = await self.apply(items[:middle], None)
-                applied.add(await self.apply(items[middle:], cursor))
-                return applied
-            if not items or isinstance(items[0].event, Rejected):
-                raise
-            refused = Rejected("refused-by-database", str(e), getattr(items[0].event, "did", None))
-            return await self._apply([Item(refused, items[0].frame, items[0].seq)], cursor)
-
-    async def _apply(self, items: Sequence[Item], cursor: int | None) -> Applied:
         dids = list({did for item in items if (did := getattr(item.event, "did", None))})
         rejected = [item for item in items if isinstance(item.event, Rejected)]
         async with self._alone() as connection, connection.transaction():
             held = await self._held(connection, dids) if dids else {}
             changes = fold((item.event for item in items), held, backfill=self._backfill)
+            for key, reason in (await self._write_records(connection, changes)).items():
+                frame = next(item for item in reversed(items) if _writes(item.event, key))
+                rejected.append(Item(Rejected("refused-by-database", reason, key[0]), frame.frame, frame.seq))
             async with connection.pipeline():
                 await self._write(connection, changes)
                 if rejected:
@@ -212,7 +194,7 @@ class Store:
             rows = await (
                 await connection.execute(
                     "SELECT did FROM repositories WHERE desynced IS NOT NULL AND resync_at <= now()"
-                    " ORDER BY resync_at LIMIT %s",
+                    " AND (status = 'active' OR account_seq IS NULL) ORDER BY resync_at LIMIT %s",
                     [limit],
                 )
             ).fetchall()
@@ -223,34 +205,55 @@ class Store:
 
         None, and nothing changed, when a newer commit has been applied meanwhile: fetch again.
         """
+        did = snapshot.did
+        # Reading is work for the processor, done before anybody has to wait for the transaction.
+        async with self._alone() as connection:
+            held = await self._cids(connection, did)
+        read = {}
+        for collection, rkey, cid, block in snapshot.records:
+            if held.get((collection, rkey)) != cid:
+                read[collection, rkey] = read_record(collection, rkey, cid, block)
+                await asyncio.sleep(0)
         async with self._alone() as connection, connection.transaction():
-            known = (await self._held(connection, [snapshot.did])).get(snapshot.did, Repository())
-            if known.rev is not None and known.rev > snapshot.rev:
+            known = (await self._held(connection, [did])).get(did, Repository())
+            if known.records_rev is not None and known.records_rev > snapshot.rev:
                 return None
-            rows = await (
-                await connection.execute("SELECT collection, rkey, cid FROM records WHERE did = %s", [snapshot.did])
-            ).fetchall()
-            held = {(collection, rkey): cid for collection, rkey, cid in rows}
+            # Anew, for the stream may have come by meanwhile.
+            held = await self._cids(connection, did)
             changes = Changes()
             rejected = []
             for collection, rkey, cid, block in snapshot.records:
                 if held.pop((collection, rkey), None) == cid:
                     continue
-                written = read_record(collection, rkey, cid, block)
-                key = (snapshot.did, collection, rkey)
+                written = read.get((collection, rkey)) or read_record(collection, rkey, cid, block)
                 if isinstance(written, RecordWritten):
-                    changes.records[key] = (written, snapshot.rev)
+                    changes.records[did, collection, rkey] = (written, snapshot.rev)
                 else:
-                    changes.records[key] = None
-                    rejected.append(Item(Rejected(written.reason, written.detail, snapshot.did), block, None))
+                    changes.records[did, collection, rkey] = None
+                    rejected.append(Item(Rejected(written.reason, written.detail, did), block, None))
             for collection, rkey in held:
-                changes.records[snapshot.did, collection, rkey] = None
-            changes.repositories[snapshot.did] = Repository(snapshot.rev, snapshot.data, known.account_seq, None)
+                changes.records[did, collection, rkey] = None
+            # Commits that touched nothing of ours may have moved the repository on.
+            is_ahead = known.rev is not None and known.rev > snapshot.rev
+            changes.repositories[did] = replace(
+                known,
+                rev=known.rev if is_ahead else snapshot.rev,
+                data=known.data if is_ahead else snapshot.data,
+                records_rev=snapshot.rev,
+                desynced=None,
+            )
+            blocks = {(did, r.collection, r.rkey): r.block for r in snapshot.records}
+            for key, reason in (await self._write_records(connection, changes)).items():
+                rejected.append(Item(Rejected("refused-by-database", reason, did), blocks[key], None))
             async with connection.pipeline():
                 await self._write(connection, changes)
+                # Its host gives it out, so it is not hidden, unless the stream has told us otherwise.
                 await connection.execute(
-                    "UPDATE repositories SET desynced = NULL, resync_tries = 0 WHERE did = %s", [snapshot.did]
+                    "UPDATE repositories SET resync_tries = 0,"
+                    " status = CASE WHEN account_seq IS NULL THEN 'active' ELSE status END WHERE did = %s",
+                    [did],
                 )
+                await connection.execute(_OUTBOX_OF_REPOSITORIES, [[did]])
                 if rejected:
                     await self._quarantine(connection, rejected)
         return Applied(
@@ -279,10 +282,15 @@ class Store:
             )
 
     async def unavailable(self, did: str, status: str) -> None:
-        """Its host says that *did* is not to be had: hide it, and let an #account event bring it back."""
+        """Its host says that *did* is not to be had: ask again in an hour.
+
+        Hidden until then, unless the stream has told us its state: that is later word than an answer under way.
+        """
         async with self._alone() as connection, connection.transaction(), connection.pipeline():
             await connection.execute(
-                "UPDATE repositories SET status = %s, desynced = NULL WHERE did = %s", [status, did]
+                "UPDATE repositories SET resync_at = now() + interval '1 hour',"
+                " status = CASE WHEN account_seq IS NULL THEN %s ELSE status END WHERE did = %s",
+                [status, did],
             )
             await connection.execute(_OUTBOX_OF_REPOSITORIES, [[did]])
 
@@ -302,7 +310,14 @@ class Store:
         """Note what the DID document of *did* says. A handle that another repository held is taken from that one."""
         async with self._alone() as connection, connection.transaction(), connection.pipeline():
             await connection.execute(
-                "UPDATE repositories SET handle = NULL, resolve_at = now() WHERE handle = %s AND did <> %s",
+                """
+                WITH losers AS (
+                    UPDATE repositories SET handle = NULL, resolve_at = now() + interval '10 minutes'
+                    WHERE handle = %s AND did <> %s RETURNING did
+                )
+                INSERT INTO search_outbox (uri)
+                SELECT uri FROM records JOIN losers USING (did) WHERE kind = 'dataset'
+                """,
                 [handle, did],
             )
             # Documents change rarely and announce it; once a day catches what was missed.
@@ -330,26 +345,45 @@ class Store:
     # Search.
 
     async def outbox(self, limit: int) -> list[tuple[int, str]]:
-        """The oldest entries of the outbox: id and URI."""
+        """The oldest entries of the outbox, id and URI: no more than *limit*, and a few megabytes of records."""
         async with self._alone() as connection:
             return await (
-                await connection.execute("SELECT id, uri FROM search_outbox ORDER BY id LIMIT %s", [limit])
+                await connection.execute(
+                    """
+                    SELECT id, uri FROM (
+                        SELECT o.id, o.uri, row_number() OVER earlier AS number,
+                               sum(octet_length(r.record::text)) OVER earlier AS bytes
+                        FROM (SELECT id, uri FROM search_outbox ORDER BY id LIMIT %s) o
+                        LEFT JOIN records r USING (uri)
+                        WINDOW earlier AS (ORDER BY o.id)
+                    ) entries
+                    WHERE number = 1 OR bytes IS NULL OR bytes < 4000000 ORDER BY id
+                    """,
+                    [limit],
+                )
             ).fetchall()
 
     async def datasets(self, uris: Sequence[str]) -> list[dict[str, Any]]:
-        """Those of *uris* that are datasets of active repositories, each with its publisher and schema."""
+        """Those of *uris* that are datasets of active repositories, each with its publisher's handle."""
         async with self._alone() as connection:
             cursor = connection.cursor(row_factory=dict_row)
             await cursor.execute(
                 """
-                SELECT d.uri, d.did, d.collection, d.record, d.indexed_at, p.handle, d.schema_ref,
-                       s.collection AS schema_collection, s.record AS schema_record
+                SELECT d.uri, d.did, d.collection, d.record, d.indexed_at, d.schema_ref, p.handle
                 FROM records d
                 JOIN repositories p ON p.did = d.did AND p.status = 'active'
-                LEFT JOIN records s ON s.uri = d.schema_ref AND s.kind = 'schema'
                 WHERE d.uri = ANY(%s) AND d.kind = 'dataset'
                 """,
                 [list(uris)],
+            )
+            return await cursor.fetchall()
+
+    async def schemas(self, uris: Sequence[str]) -> list[dict[str, Any]]:
+        """Those of *uris* that are schemas we hold."""
+        async with self._alone() as connection:
+            cursor = connection.cursor(row_factory=dict_row)
+            await cursor.execute(
+                "SELECT uri, collection, record FROM records WHERE uri = ANY(%s) AND kind = 'schema'", [list(uris)]
             )
             return await cursor.fetchall()
 
@@ -387,10 +421,46 @@ class Store:
     async def _held(self, connection: AsyncConnection, dids: Sequence[str]) -> dict[str, Repository]:
         rows = await (
             await connection.execute(
-                "SELECT did, rev, data, account_seq, desynced FROM repositories WHERE did = ANY(%b)", [list(dids)]
+                # Each relay counts its events in its own way.
+                "SELECT did, rev, data, records_rev, CASE WHEN account_host = %s THEN account_seq END, desynced"
+                " FROM repositories WHERE did = ANY(%b)",
+                [self.source, list(dids)],
             )
         ).fetchall()
         return {did: Repository(*rest) for did, *rest in rows}
+
+    async def _cids(self, connection: AsyncConnection, did: str) -> dict[tuple[str, str], str]:
+        """The CIDs of all records that we hold of *did*, by collection and record key."""
+        rows = await (
+            await connection.execute("SELECT collection, rkey, cid FROM records WHERE did = %s", [did])
+        ).fetchall()
+        return {(collection, rkey): cid for collection, rkey, cid in rows}
+
+    async def _write_records(self, connection: AsyncConnection, changes: Changes) -> dict[Key, str]:
+        """Write the records of *changes*; those that the database refuses become deletions, and are returned."""
+        refused: dict[Key, str] = {}
+
+        async def write(rows: list[tuple[Key, tuple[Any, ...]]]) -> None:
+            try:
+                async with connection.transaction():
+                    columns = zip(*(row for _, row in rows), strict=True)
+                    await connection.execute(_RECORDS, [list(column) for column in columns])
+            except _REFUSED as e:
+                if len(rows) > 1:
+                    await write(rows[: len(rows) // 2])
+                    await write(rows[len(rows) // 2 :])
+                else:
+                    refused[rows[0][0]] = str(e)
+
+        rows = [
+            (key, _row(key[0], record, rev))
+            for key, (record, rev) in ((k, v) for k, v in changes.records.items() if v is not None)
+        ]
+        if rows:
+            await write(rows)
+        # What we hold under its key, if anything, is no longer what the repository says.
+        changes.records.update(dict.fromkeys(refused))
+        return refused
 
     async def _write(self, connection: AsyncConnection, changes: Changes) -> None:
         if changes.repositories:
@@ -401,16 +471,13 @@ class Store:
                     list(known),
                     [r.rev for r in known.values()],
                     [r.data for r in known.values()],
+                    [r.records_rev for r in known.values()],
                     [r.desynced for r in known.values()],
                 ],
             )
-        written = {key: value for key, value in changes.records.items() if value is not None}
         deleted = [_uri(key) for key, value in changes.records.items() if value is None]
         schemas = []
         datasets = []
-        if written:
-            rows = [_row(key[0], record, rev) for key, (record, rev) in written.items()]
-            await connection.execute(_RECORDS, [list(column) for column in zip(*rows, strict=True)])
         if deleted:
             await connection.execute("DELETE FROM records WHERE uri = ANY(%b)", [deleted])
         for key in changes.records:
@@ -425,7 +492,8 @@ class Store:
             await connection.execute(_OUTBOX_OF_SCHEMAS, [schemas])
         if accounts := list(changes.accounts.values()):
             await connection.execute(
-                _ACCOUNTS, [[a.did for a in accounts], [a.status for a in accounts], [a.seq for a in accounts]]
+                _ACCOUNTS,
+                [self.source, [a.did for a in accounts], [a.status for a in accounts], [a.seq for a in accounts]],
             )
             await connection.execute(_OUTBOX_OF_REPOSITORIES, [[a.did for a in accounts]])
         if changes.identities:
@@ -450,6 +518,21 @@ class Store:
         await connection.execute(_QUARANTINE_COUNTS, [list(counts), list(counts.values())])
 
 
+def is_gone(error: BaseException) -> bool:
+    """Whether *error* says that the database is not there, rather than that it did not like something."""
+    if isinstance(error, psycopg.OperationalError):
+        return error.sqlstate is None or error.sqlstate.startswith(_GONE)
+    return isinstance(error, psycopg.InterfaceError)
+
+
+def _writes(event: Event, key: Key) -> bool:
+    return (
+        isinstance(event, Commit)
+        and event.did == key[0]
+        and any((op.collection, op.rkey) == key[1:] for op in event.ops)
+    )
+
+
 def _uri(key: Key) -> str:
     return f"at://{key[0]}/{key[1]}/{key[2]}"
 
@@ -463,7 +546,7 @@ def _row(did: str, written: RecordWritten, rev: str) -> tuple[Any, ...]:
             name, version = schema.name, schema.version
         case records.DatasetRecord() as value:
             name, schema_ref = value.name, value.schema_ref
-            tags = _array([tag[:_MAX_NAME] for tag in value.tags]) if value.tags else None
+            tags = _array([tag[:_MAX_TAG] for tag in value.tags]) if value.tags else None
         case records.LensRecord() as lens:
             name, source, target = lens.name, lens.source_schema, lens.target_schema
         case records.LabelRecord() as label:
@@ -513,9 +596,10 @@ ON CONFLICT (host) DO UPDATE SET seq = excluded.seq, updated_at = now()
 """
 
 _REPOSITORIES = """
-INSERT INTO repositories (did, rev, data, desynced)
-SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[])
-ON CONFLICT (did) DO UPDATE SET rev = excluded.rev, data = excluded.data, desynced = excluded.desynced,
+INSERT INTO repositories (did, rev, data, records_rev, desynced)
+SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[])
+ON CONFLICT (did) DO UPDATE SET
+    rev = excluded.rev, data = excluded.data, records_rev = excluded.records_rev, desynced = excluded.desynced,
     resync_at = CASE WHEN repositories.desynced IS NULL THEN now() ELSE repositories.resync_at END
 """
 
@@ -536,7 +620,7 @@ ON CONFLICT (uri) DO UPDATE SET
 """
 
 _ACCOUNTS = """
-UPDATE repositories SET status = t.status, account_seq = t.seq
+UPDATE repositories SET status = t.status, account_seq = t.seq, account_host = %s
 FROM unnest(%b::text[], %b::text[], %b::bigint[]) t (did, status, seq) WHERE repositories.did = t.did
 """
 

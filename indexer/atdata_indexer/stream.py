@@ -23,6 +23,7 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from atdata.errors import ConfigError, NetworkError
+from atdata_indexer.events import printable
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +227,8 @@ class _Connection(asyncio.Protocol):
         if self._lost is not None:
             return str(self._lost) or type(self._lost).__name__
         if (close := self._protocol.close_rcvd) is not None:
-            return f"closed by the relay with code {close.code}" + (f" ({close.reason})" if close.reason else "")
+            reason = f" ({printable(close.reason)})" if close.reason else ""
+            return f"closed by the relay with code {close.code}{reason}"
         return "the connection was cut"
 
     def abort(self) -> None:

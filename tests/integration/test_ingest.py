@@ -156,6 +156,16 @@ async def test_the_real_frames_pass_by(database_url: str, tmp_path: Path) -> Non
     assert source.queries == ["", "cursor=31527015471"]
 
 
+async def test_an_absurd_seq_does_not_move_the_cursor(database_url: str, tmp_path: Path) -> None:
+    """One frame with a number from nowhere would put everything after it behind the cursor."""
+    frames = [commit(1, [("create", f"{DATASET}/a", dataset())]), frame("#surprise", {"seq": 2**62})]
+    async with relay(frames) as source, indexer(database_url, source.url, tmp_path) as task:
+        await until(lambda: rows(database_url, "SELECT 1 FROM quarantine"), task)
+        await source.send(commit(2, [("create", f"{DATASET}/b", dataset())], since=1))
+        await until(lambda: len(rows(database_url, "SELECT 1 FROM records")) == 2, task)
+        assert rows(database_url, "SELECT seq FROM cursors") == [(2,)]
+
+
 async def test_a_future_cursor_stops_the_indexer(database_url: str, tmp_path: Path) -> None:
     """The relay was reset or mixed up: an operator has to look, and is told what to type."""
     async with relay([frame("", {"error": "FutureCursor", "message": "Cursor in the future."}, op=-1)]) as source:

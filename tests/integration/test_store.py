@@ -101,7 +101,13 @@ async def test_a_malformed_record_is_kept_and_flagged(store: Store, database_url
 
 
 @pytest.mark.parametrize(
-    "field", [{"schemaRef": "at://" + "x" * 900_000}, {"name": "n" * 900_000}, {"license": "\u2028" * 100_000}]
+    "field",
+    [
+        {"schemaRef": "at://" + "x" * 900_000},
+        {"name": "n" * 900_000},
+        {"license": "\u2028" * 100_000},
+        {"tags": ["".join(chr(0x1F300 + n * 7 % 500) for n in range(2000))]},
+    ],
 )
 async def test_huge_values_do_not_break_an_index(store: Store, database_url: str, field: dict[str, str]) -> None:
     """A value beyond what a B-tree holds is kept in the record and left out of the columns."""
@@ -196,7 +202,10 @@ async def test_handles_and_documents(store: Store, database_url: str) -> None:
     assert await store.to_resolve(10) == [OTHER]
     await store.resolved(OTHER, "alice.test", None)
     assert rows(database_url, "SELECT did FROM repositories WHERE handle = 'alice.test'") == [{"did": OTHER}]
-    assert await store.to_resolve(10) == [DID]
+    # The loser is asked again in a while, not at once: two that both claim a handle would keep us busy for ever.
+    assert await store.to_resolve(10) == []
+    assert rows(database_url, "SELECT handle FROM repositories WHERE did = %s", DID) == [{"handle": None}]
+    assert f"at://{DID}/{PATH}" in [uri for _, uri in await store.outbox(10)]
 
 
 async def test_a_snapshot_is_a_three_way_diff(store: Store, database_url: str) -> None:
@@ -244,6 +253,59 @@ async def test_a_snapshot_is_a_three_way_diff(store: Store, database_url: str) -
     assert (await feed(store, [commit(6, [("delete", f"{DATASET}/new", None)], since=5)])).replayed == 1
     await feed(store, [commit(7, [("delete", f"{DATASET}/new", None)], since=6)])
     assert await store.to_resync(10) == []
+
+
+async def test_a_snapshot_with_a_record_that_is_refused(store: Store, database_url: str) -> None:
+    """A repository's other records are kept, and the refused one is in quarantine with its block."""
+    good, bad = block(dataset("good")), block(dataset("bad"))
+    entries = tuple(RepoRecord(DATASET, k, cid_text(cid(b)), b) for k, b in (("good", good), ("bad", bad)))
+    with psycopg.connect(database_url, autocommit=True) as admin:
+        admin.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger AS $$ BEGIN IF NEW.rkey = 'bad' THEN"
+            " RAISE EXCEPTION USING ERRCODE = '54000'; END IF; RETURN NEW; END $$ LANGUAGE plpgsql"
+        )
+        admin.execute("CREATE TRIGGER refuse BEFORE INSERT ON records FOR EACH ROW EXECUTE FUNCTION refuse()")
+    applied = await store.apply_snapshot(Snapshot(DID, rev(1), "data", entries, b"", IDENTITY))
+    assert applied is not None
+    assert (applied.written, applied.quarantined) == (1, 1)
+    assert rows(database_url, "SELECT rkey FROM records") == [{"rkey": "good"}]
+    assert rows(database_url, "SELECT reason, bytes FROM quarantine") == [
+        {"reason": "refused-by-database", "bytes": bad}
+    ]
+
+
+async def test_a_repository_that_is_busy_with_other_things(store: Store, database_url: str) -> None:
+    """Commits that touch nothing of ours do not outdate a snapshot, and are not undone by it."""
+    await feed(store, [commit(1, [("create", PATH, dataset())])])
+    await feed(store, [commit(9, [], since=5)])
+    assert await store.to_resync(10) == [DID]
+    data = block(dataset("Owls"))
+    entries = (RepoRecord(DATASET, "song", cid_text(cid(data)), data),)
+    assert await store.apply_snapshot(Snapshot(DID, rev(5), "old", entries, b"", IDENTITY)) is not None
+    assert rows(database_url, "SELECT name FROM records") == [{"name": "Owls"}]
+    assert rows(database_url, "SELECT rev, desynced FROM repositories") == [{"rev": rev(9), "desynced": None}]
+
+
+async def test_what_a_host_says_of_an_account(store: Store, database_url: str) -> None:
+    """It hides an account that the stream has said nothing of, until it gives it out; it never overrules the stream."""
+    await store.discovered([DID, OTHER])
+    await store.unavailable(DID, "deactivated")
+    assert rows(database_url, "SELECT status FROM repositories WHERE did = %s", DID) == [{"status": "deactivated"}]
+    await store.apply_snapshot(Snapshot(DID, rev(5), "data", (), b"", IDENTITY))
+    assert rows(database_url, "SELECT status FROM repositories WHERE did = %s", DID) == [{"status": "active"}]
+    await feed(store, [account(5, active=True, did=OTHER)])
+    await store.unavailable(OTHER, "deactivated")
+    assert rows(database_url, "SELECT status FROM repositories WHERE did = %s", OTHER) == [{"status": "active"}]
+
+
+async def test_each_relay_counts_in_its_own_way(store: Store, database_url: str) -> None:
+    """After a change of relay, account states go on, whatever number the other one was at."""
+    await feed(store, [commit(1, [("create", PATH, dataset())]), account(31_000_000_000, active=True)])
+    await store.close()
+    other = await Store.open(database_url, "other.example")
+    assert (await feed(other, [account(500, active=False, status="takendown")])).replayed == 0
+    assert rows(database_url, "SELECT status FROM repositories") == [{"status": "takendown"}]
+    await other.close()
 
 
 async def test_a_snapshot_older_than_what_we_hold_is_refused(store: Store) -> None:

@@ -118,7 +118,7 @@ class System:
             behind = [did for did in held if did in latest and held[did] < latest[did]]
             (busy,) = self.sql(
                 "SELECT (SELECT count(*) FROM search_outbox)"
-                " + (SELECT count(*) FROM repositories WHERE desynced IS NOT NULL)"
+                " + (SELECT count(*) FROM repositories WHERE desynced IS NOT NULL AND status = 'active')"
             )[0]
             return not behind and busy == 0
 

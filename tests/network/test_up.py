@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -127,7 +128,7 @@ def test_environment_variables_do_what_flags_do(network: Network, tmp_path: Path
         "ATDATA_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
     }
     with up(**environment) as running:
-        assert running.process.wait(30) == 1
+        assert running.process.wait(30) == 78
         assert running.process.stdout is not None
         assert "cannot reach the database none at 127.0.0.1" in running.process.stdout.read()
     del environment["ATDATA_DATABASE_URL"]
@@ -148,7 +149,7 @@ def test_environment_variables_do_what_flags_do(network: Network, tmp_path: Path
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_mistakes_get_one_sentence(arguments: list[str], change: dict[str, str], sentence: str) -> None:
-    """A taken port, an unwritable folder and a relay that is none: one line, exit code 1, no traceback."""
+    """A taken port, an unwritable folder and a relay that is none: one line, exit code 78, no traceback."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -157,7 +158,7 @@ def test_mistakes_get_one_sentence(arguments: list[str], change: dict[str, str],
         done = subprocess.run(
             [sys.executable, "-m", "atdata", "up", *arguments], capture_output=True, text=True, timeout=60, check=False
         )
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert sentence in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
@@ -170,9 +171,43 @@ def test_two_on_one_folder(arguments: list[str]) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "atdata", "up", *arguments], capture_output=True, text=True, timeout=60, check=False
         )
-        assert done.returncode == 1
+        assert done.returncode == 78
         assert "another `atdata up` runs on the data folder" in done.stderr
         assert running.process.poll() is None
+
+
+def test_interrupted_while_postgres_is_made(arguments: list[str]) -> None:
+    """Ctrl-C and kill -9 in the middle of the very first start leave a folder that the next start can use."""
+    folder = Path(arguments[5]) / "postgres"
+    for sign, code in ((signal.SIGINT, 0), (signal.SIGKILL, -9)):
+        with up(*arguments) as running:
+            deadline = time.monotonic() + 30
+            while not (folder / "PG_VERSION").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            running.process.send_signal(sign)
+            running.process.communicate(timeout=60)
+            assert running.process.returncode == code
+        if sign is signal.SIGINT:
+            shutil.rmtree(folder)
+    with up(*arguments) as running:
+        running.read_until(r"web +http://")
+        assert running.interrupt() == 0
+    # What a killed one left behind does not keep Postgres from being stopped.
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or [])]
+
+
+def test_a_service_that_dies_is_started_again(arguments: list[str], account: Account) -> None:
+    """The indexer killed, the rest goes on, and so does the indexer after a moment."""
+    with up(*arguments) as running:
+        running.read_until(r"seq .* records ")
+        (indexer,) = (
+            p for p in psutil.Process(running.process.pid).children() if p.cmdline()[-2:] == ["indexer", "run"]
+        )
+        indexer.kill()
+        running.read_until("indexer ended with code -9; starting it again")
+        account.create_record(DATASET, dataset("Back again"))
+        wait_for(arguments[-1], account, ["Back again"])
 
 
 def test_an_unreachable_relay_is_waited_for(arguments: list[str]) -> None:

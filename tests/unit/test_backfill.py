@@ -279,22 +279,22 @@ async def test_directories_are_asked_again() -> None:
     """A directory that is busy is asked again, too."""
     async with backfilling() as (world, backfill):
         good = await world.answer(f"/{DID}")
-        world.answers[f"plc {DID}"] = [response(status="429 Slow", retry_after=20), good]
+        world.answers[f"plc {DID}"] = [response(status="429 Slow", retry_after=5), good]
         assert (await backfill.fetch(DID)).did == DID
-        assert world.slept == [pytest.approx(20, abs=1)]
+        assert world.slept == [pytest.approx(5, abs=1)]
 
 
 async def test_the_pace_a_host_asks_for() -> None:
     """A host that says when to come back is left alone until then, with all its repositories."""
     async with backfilling() as (world, backfill):
         roots, blocks = repository(OTHER, {})
-        slow = response(status="429 Slow", retry_after=100)
+        slow = response(status="429 Slow", retry_after=8)
         world.answers[f"com.atproto.sync.getRepo {DID}"] = [slow, REPOSITORY]
         world.answers[f"com.atproto.sync.getRepo {OTHER}"] = response(car(roots, blocks.items()))
         await backfill.fetch(DID)
-        assert world.slept == [pytest.approx(100, abs=5)]
+        assert world.slept == [pytest.approx(8, abs=1)]
         await backfill.fetch(OTHER)
-        assert world.slept == [pytest.approx(100, abs=5)] * 2
+        assert world.slept == [pytest.approx(8, abs=1)] * 2
 
 
 async def test_a_pace_too_slow() -> None:

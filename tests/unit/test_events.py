@@ -130,6 +130,13 @@ def _with(**changes: Any) -> bytes:
     return frame("#commit", commit_body(1, [("create", PATH, dataset())]) | changes)
 
 
+def _nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 _NESTED = b"\x81" * 100_000 + b"\x01"
 _BAD_RECORDS = {
     "NUL": (dataset(name="a\x00b"), "nul-character"),
@@ -149,6 +156,8 @@ _BAD_FRAMES = {
     "two numbers": (b"\x01\x02", "bad-frame"),
     "nested deeply": (_NESTED, "not-cbor"),
     "an unknown type": (frame("#surprise", {"seq": 1}), "unknown-type"),
+    "a type nested deeply": (libipld.encode_dag_cbor({"op": 1, "t": _nested(900)}) + b"\xa0", "unknown-type"),
+    "an operation nested deeply": (libipld.encode_dag_cbor({"op": _nested(900)}) + b"\xa0", "unknown-operation"),
     "an unknown operation": (frame("#commit", {}, op=7), "unknown-operation"),
     "six megabytes": (commit(1, []) + b"\x00" * 6_000_000, "frame-too-large"),
     "three megabytes of blocks": (_with(blocks=b"\x00" * 3_000_000), "blocks-too-large"),

@@ -10,6 +10,9 @@ import click
 from atdata import __version__
 from atdata.errors import AtdataError, ConfigError
 
+#: The exit code of a mistake that starting again will not mend, as in sysexits.h.
+EX_CONFIG = 78
+
 
 class _Commands(click.Group):
     """A group whose commands come from the entry points `atdata.commands`, each loaded when it is asked for."""
@@ -43,12 +46,12 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line. Our own errors become one line and exit code 1; Ctrl-C is exit code 130."""
+    """Run the command line. Our own errors become one line: exit code 78 where settings are at fault, else 1."""
     try:
         cli.main(standalone_mode=False)
     except AtdataError as e:
         click.echo(f"atdata: {e}", err=True)
-        sys.exit(1)
+        sys.exit(EX_CONFIG if isinstance(e, ConfigError) else 1)
     except click.exceptions.Exit as e:
         sys.exit(e.exit_code)
     except click.ClickException as e:

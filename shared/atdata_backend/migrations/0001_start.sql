@@ -6,10 +6,12 @@ CREATE TABLE repositories (
     did          text PRIMARY KEY,
     rev          text,                              -- of the last commit applied; NULL before the first
     data         text,                              -- CID of the MST root at that commit
+    records_rev  text,                              -- of the last commit that touched records of ours
     status       text NOT NULL DEFAULT 'active',    -- as in #account: active, deactivated, suspended, takendown, deleted …
     handle       text,                              -- confirmed both ways; NULL: unknown or not confirmed
     pds          text,                              -- its endpoint, from the DID document
-    account_seq  bigint,                            -- of the last #account applied, against replays
+    account_seq  bigint,                            -- of the last #account applied, against replays; NULL: none yet
+    account_host text,                              -- the relay that counts so
     resolve_at   timestamptz NOT NULL DEFAULT now(),  -- when to read the DID document (again)
     desynced     text,                              -- why a resync is needed; NULL: in step with the network
     resync_at    timestamptz NOT NULL DEFAULT now(),  -- not before
