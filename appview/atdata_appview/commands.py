@@ -20,6 +20,9 @@ from atdata_appview.settings import AppViewSettings
 
 log = logging.getLogger(__name__)
 
+# Connections, and requests under way, beyond which others are told 503: each can hold an answer of a few megabytes.
+_CONCURRENCY = 300
+
 # Requests that still run when we are told to stop have so many seconds.
 _GRACE = 10
 
@@ -63,6 +66,7 @@ def serve(settings: AppViewSettings) -> None:
             proxy_headers=False,
             server_header=False,
             ws="none",
+            limit_concurrency=_CONCURRENCY,
             timeout_graceful_shutdown=_GRACE,
         )
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import psycopg
 from starlette.exceptions import HTTPException
 
-from atdata.errors import LexiconError, NetworkError
+from atdata.errors import ConfigError, LexiconError, NetworkError
 from atdata_backend.search.base import BadCursor
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def request_error(error: Exception) -> RequestError:
         case psycopg.OperationalError() | psycopg.InterfaceError():
             log.warning("the database does not answer: %s", error)
             return Unavailable("the database does not answer; try again shortly", {"Retry-After": "2"})
-        case NetworkError():
+        case NetworkError() | ConfigError():
             log.warning("the search engine does not answer: %s", error)
             return Unavailable("the search engine does not answer; try again shortly", {"Retry-After": "2"})
         case HTTPException(status_code=404):

@@ -29,7 +29,8 @@ def to_json(value: Any) -> bytes:
 class Record:
     """One record and its publisher. The fields are the columns of every query that returns records, in their order.
 
-    ``json`` is the record as the database writes it: answers copy it, and only pages parse it.
+    ``json`` is the record as the database writes it: answers copy it, and only pages parse it. It is empty where the
+    records before it fill the answer.
     """
 
     id: int

@@ -6,14 +6,15 @@ taken apart and put together again.
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -36,6 +37,8 @@ from atdata_appview.routes.parameters import record_uris
 from atdata_appview.routes.xrpc import checked_params
 from atdata_appview.services import Services
 from atdata_backend.search.base import FACETS, SORTS, Facet
+
+_T = TypeVar("_T")
 
 _SEARCH = nsid.PREFIX + "searchDatasets"
 
@@ -76,10 +79,19 @@ _SORT_TITLES = {
 }
 _STORAGE_TITLES = {"external": "URLs", "blobs": "blobs", "http": "HTTP", "s3": "S3"}
 
-# Shown at once; the rest of a list is counted.
+# Shown at once; the rest of a list is counted, that of a text left to the answers of methods.
 _SHOWN_SHARDS = 50
+_SHOWN_FIELDS = 200
+_SHOWN_TAGS = 50
 _SHOWN_RELATED = 20
+_SHOWN_TEXT = 20_000
 _SHOWN_JSON = 100_000
+
+# Characters of records. To read more takes long enough for other requests to notice, so a thread does it.
+_READ_AT_ONCE = 64_000
+
+# What a card shows, and so all that is read of a record for it.
+_CARD_MEMBERS = ("name", "schemaRef", "description", "tags", "license", "size", "createdAt")
 
 # The collection that a page's short address means.
 _COLLECTIONS: Mapping[Kind, str] = {"dataset": nsid.DATASET, "schema": nsid.SAMPLE_SCHEMA}
@@ -122,7 +134,11 @@ async def search(request: Request) -> Response:
     page = await services.search.datasets(query)
     # As they were resolved: a facet counts DIDs, whatever name the filter was given by.
     asked = _Asked({**params, "publishers": list(query.publishers), "schemas": list(query.schemas)})
-    cards = [Card(match.record, _dataset(match.record), match.highlights) for match in page.matches]
+    rows = [match.record for match in page.matches]
+    summaries = await _apart(rows, lambda: [_summary(row) for row in rows])
+    cards = [
+        Card(match.record, summary, match.highlights) for match, summary in zip(page.matches, summaries, strict=True)
+    ]
     names = await _names(services, page, cards, asked)
     return await _page(
         request,
@@ -238,26 +254,32 @@ async def dataset(request: Request) -> Response:
     """One dataset: what it is, what its samples hold, where they are, and how to load them."""
     services: Services = request.app.state.services
     row = await _record_at(request, "dataset")
-    reading = _dataset(row)
+    reading, pretty = await _apart([row], lambda: (_dataset(row), _pretty(row)))
     schema = (await services.store.records([reading.schema_ref], "schema")).get(reading.schema_ref)
     # Anybody may label anything; only the publisher's own say something about the dataset.
     labels = await services.store.labels(row.uri, publisher=row.did, limit=_SHOWN_RELATED)
-    shards = _shards(row, reading.storage)
+    schema_value = None if schema is None else await _apart([schema], lambda: _schema(schema))
+    label_values = await _apart(labels.records, lambda: [_value(label) for label in labels.records])
+    shards, more_shards = _shards(row, reading.storage)
+    fields, more_fields = ([], 0) if schema_value is None else _fields(schema_value)
     return await _page(
         request,
         "dataset.html",
         row=row,
         dataset=reading,
         name=reading.name.strip() or row.rkey,
+        tags=reading.tags[:_SHOWN_TAGS],
+        more_tags=len(reading.tags[_SHOWN_TAGS:]),
         schema_row=schema,
-        schema=None if schema is None else _schema(schema),
-        fields=[] if schema is None else _fields(_schema(schema)),
-        shards=shards[:_SHOWN_SHARDS],
-        more_shards=len(shards) - len(shards[:_SHOWN_SHARDS]),
+        schema=schema_value,
+        fields=fields,
+        more_fields=more_fields,
+        shards=shards,
+        more_shards=more_shards,
         storage=records.storage_kind(reading),
         storage_titles=_STORAGE_TITLES,
-        labels=[records.read(label.collection, label.parsed()).value for label in labels.records],
-        json=_pretty(row),
+        labels=label_values,
+        json=pretty,
     )
 
 
@@ -265,32 +287,35 @@ async def schema(request: Request) -> Response:
     """One schema: its fields, the datasets that are of it, and the lenses that lead from it and to it."""
     services: Services = request.app.state.services
     row = await _record_at(request, "schema")
-    reading = _schema(row)
+    reading, pretty = await _apart([row], lambda: (_schema(row), _pretty(row)))
     found = await services.store.datasets(publisher=None, schema=row.uri, tag=None, limit=_SHOWN_RELATED, cursor=None)
-    lenses = [
-        (lens, _lens(lens))
-        for listing in (
-            await services.store.lenses(publisher=None, source=row.uri, target=None, limit=_SHOWN_RELATED, cursor=None),
-            await services.store.lenses(publisher=None, source=None, target=row.uri, limit=_SHOWN_RELATED, cursor=None),
-        )
-        for lens in listing.records
-    ]
+    leading = await services.store.lenses(
+        publisher=None, source=row.uri, target=None, limit=_SHOWN_RELATED, cursor=None
+    )
+    to_here = await services.store.lenses(
+        publisher=None, source=None, target=row.uri, limit=_SHOWN_RELATED, cursor=None
+    )
+    # A lens from a schema to itself is in both lists.
+    lens_rows = list({lens.uri: lens for lens in (*leading.records, *to_here.records)}.values())
+    lenses = await _apart(lens_rows, lambda: [(lens, _lens(lens)) for lens in lens_rows])
+    cards = await _apart(found.records, lambda: [Card(record, _summary(record), {}) for record in found.records])
+    fields, more_fields = _fields(reading)
     ends = [uri for _, lens in lenses for uri in (lens.source_schema, lens.target_schema)]
-    refs = [field.ref for field in _fields(reading) if field.ref]
+    refs = [field.ref for field in fields if field.ref]
     return await _page(
         request,
         "schema.html",
         row=row,
         schema=reading,
         name=reading.name.strip() or row.rkey,
-        fields=_fields(reading),
-        cards=[Card(record, _dataset(record), {}) for record in found.records],
+        fields=fields,
+        more_fields=more_fields,
+        cards=cards,
         more_url="/?" + urlencode({"schemas": row.uri}) if found.cursor else None,
-        # A lens from a schema to itself is in both lists.
-        lenses=list({lens.uri: (lens, value) for lens, value in lenses}.values()),
+        lenses=lenses,
         schema_names=await services.store.schema_names([*ends, *refs]),
         storage_titles=_STORAGE_TITLES,
-        json=_pretty(row),
+        json=pretty,
     )
 
 
@@ -309,26 +334,47 @@ async def _record_at(request: Request, kind: Kind) -> Record:
     return row
 
 
+async def _apart(rows: Iterable[Record], work: Callable[[], _T]) -> _T:
+    """What *work* makes of *rows*; in a thread if there is so much to read that other requests would wait."""
+    if sum(len(row.json) for row in rows) <= _READ_AT_ONCE:
+        return work()
+    return await asyncio.to_thread(work)
+
+
+def _value(row: Record) -> records.Record | None:
+    # What is wrong with a record was found when it was indexed, and is in its row.
+    return records.read_value(row.collection, row.parsed())
+
+
+def _summary(row: Record) -> records.DatasetRecord:
+    parsed = row.parsed()
+    members = {name: parsed[name] for name in _CARD_MEMBERS if name in parsed} if isinstance(parsed, dict) else {}
+    value = records.read_value(row.collection, members)
+    return value if isinstance(value, records.DatasetRecord) else records.DatasetRecord("", "", None)
+
+
 def _dataset(row: Record) -> records.DatasetRecord:
-    value = records.read(row.collection, row.parsed()).value
+    value = _value(row)
     return value if isinstance(value, records.DatasetRecord) else records.DatasetRecord("", "", None)
 
 
 def _schema(row: Record) -> records.SchemaRecord:
-    value = records.read(row.collection, row.parsed()).value
+    value = _value(row)
     return value if isinstance(value, records.SchemaRecord) else records.SchemaRecord("", "")
 
 
 def _lens(row: Record) -> records.LensRecord:
-    value = records.read(row.collection, row.parsed()).value
+    value = _value(row)
     return value if isinstance(value, records.LensRecord) else records.LensRecord("", "", "")
 
 
-def _fields(schema: records.SchemaRecord) -> list[FieldRow]:
-    return [
+def _fields(schema: records.SchemaRecord) -> tuple[list[FieldRow], int]:
+    """The fields to show, and how many more there are."""
+    shown = [
         FieldRow(field.name, *_type(field.type), is_optional=field.optional, description=field.description or "")
-        for field in schema.fields
+        for field in schema.fields[:_SHOWN_FIELDS]
     ]
+    return shown, len(schema.fields) - len(shown)
 
 
 def _type(type_: records.FieldType | None) -> tuple[str, str | None]:
@@ -348,18 +394,21 @@ def _type(type_: records.FieldType | None) -> tuple[str, str | None]:
             return "unknown", None
 
 
-def _shards(row: Record, storage: records.Storage | None) -> list[Shard]:
+def _shards(row: Record, storage: records.Storage | None) -> tuple[list[Shard], int]:
+    """The shards to show, and how many more there are."""
+    n = _SHOWN_SHARDS
     match storage:
         case records.StorageExternal(urls):
-            return [Shard(url, safe_url(url)) for url in urls]
+            return [Shard(url, safe_url(url)) for url in urls[:n]], len(urls[n:])
         case records.StorageHttp(shards):
-            return [Shard(shard.url, safe_url(shard.url)) for shard in shards]
+            return [Shard(shard.url, safe_url(shard.url)) for shard in shards[:n]], len(shards[n:])
         case records.StorageS3(bucket, keys):
-            return [Shard(f"s3://{bucket}/{shard.key}", None) for shard in keys]
+            return [Shard(f"s3://{bucket}/{shard.key}", None) for shard in keys[:n]], len(keys[n:])
         case records.StorageBlobs(blobs):
-            return [Shard(f"at://{row.did}/blob/{blob.cid}", _blob_url(row, blob.cid), blob.size) for blob in blobs]
+            shown = [Shard(f"at://{row.did}/blob/{b.cid}", _blob_url(row, b.cid), b.size) for b in blobs[:n]]
+            return shown, len(blobs[n:])
         case None:
-            return []
+            return [], 0
 
 
 def _blob_url(row: Record, cid: str) -> str | None:
@@ -370,7 +419,16 @@ def _blob_url(row: Record, cid: str) -> str | None:
 
 def _pretty(row: Record) -> str:
     parsed = row.parsed()
-    text = row.json if parsed is None else json.dumps(parsed, indent=2, ensure_ascii=False)
+    parts = [row.json[: _SHOWN_JSON + 1]] if parsed is None else []
+    length = 0
+    if parsed is not None:
+        # Piece by piece: all of a large record would take seconds.
+        for part in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(parsed):
+            parts.append(part)
+            length += len(part)
+            if length > _SHOWN_JSON:
+                break
+    text = "".join(parts)
     return text if len(text) <= _SHOWN_JSON else text[:_SHOWN_JSON] + "\n…"
 
 
@@ -486,7 +544,13 @@ def publisher_name(row: Record) -> str:
 
 def shortened(text: str, length: int = 280) -> str:
     """The beginning of *text*, cut between words."""
-    return text if len(text) <= length else text[:length].rsplit(None, 1)[0] + " …"
+    return text if len(text) <= length else "".join(text[:length].rsplit(None, 1)[:1]) + " …"
+
+
+def paragraphs(text: str) -> list[str]:
+    """The paragraphs of a record's text, as far as a page shows it."""
+    shown = text if len(text) <= _SHOWN_TEXT else text[:_SHOWN_TEXT] + " …"
+    return shown.split("\n\n")
 
 
 def behind(status: Status) -> str:
@@ -515,6 +579,7 @@ _templates.filters |= {
     "marked": marked,
     "on_day": on_day,
     "page_path": page_path,
+    "paragraphs": paragraphs,
     "publisher_name": publisher_name,
     "safe_url": safe_url,
     "shortened": shortened,

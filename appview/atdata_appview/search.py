@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any
 
 from atdata.syntax import parse_datetime
-from atdata_appview.models import Match, SearchPage
-from atdata_appview.store import Store
+from atdata_appview.models import Match, Record, SearchPage
+from atdata_appview.store import ANSWER_BYTES, Store
 from atdata_backend.search.base import Query, Results, SearchEngine
 
 # A page loses hits that were hidden or deleted a moment ago; so often we ask the engine for others in their place.
@@ -66,23 +66,35 @@ class Search:
         """The page of *query*. Hits whose row is gone or hidden are left out, of the total, too.
 
         One call of the engine and one query of the database, unless hits were left out: then others take their place,
-        within limits, so that a page can stay short. Raises BadCursor, and NetworkError when the engine is a server
-        that does not answer.
+        within limits, so that a page can stay short. So is one whose records are large. Raises BadCursor, and
+        NetworkError when the engine is a server that does not answer.
         """
-        first = results = await self._ask(query)
+        first, rows = await self._page(query, ANSWER_BYTES)
+        results = first
         matches: list[Match] = []
-        left_out = 0
+        left_out, left = 0, ANSWER_BYTES
         for refills in range(_REFILLS + 1):
             if refills:
                 missing = query.limit - len(matches)
-                results = await self._ask(replace(query, facets=(), limit=missing, cursor=results.cursor))
-            uris = [hit.uri for hit in results.hits]
-            rows = await self._store.records(uris, "dataset") if uris else {}
+                results, rows = await self._page(replace(query, facets=(), limit=missing, cursor=results.cursor), left)
             matches += [Match(rows[hit.uri], hit.highlights) for hit in results.hits if hit.uri in rows]
             left_out += len(results.hits) - len(rows)
-            if len(matches) == query.limit or results.cursor is None:
+            left = ANSWER_BYTES - sum(len(match.record.json) for match in matches)
+            if len(matches) == query.limit or left <= 0 or results.cursor is None:
                 break
         return SearchPage(matches, max(first.total - left_out, len(matches)), first.facets, results.cursor)
+
+    async def _page(self, query: Query, limit_bytes: int) -> tuple[Results, dict[str, Record]]:
+        """The hits of *query* whose records, as far as there are any, fit into so many bytes, and those records."""
+        first = results = await self._ask(query)
+        while True:
+            uris = [hit.uri for hit in results.hits]
+            rows = await self._store.records(uris, "dataset", limit_bytes) if uris else {}
+            beyond = next((i for i, uri in enumerate(uris) if uri in rows and not rows[uri].json), None)
+            if beyond is None:
+                return replace(first, hits=results.hits, cursor=results.cursor), rows
+            # Asked for fewer hits, the engine says with which cursor the others follow.
+            results = await self._ask(replace(query, facets=(), limit=beyond))
 
     async def count(self) -> int:
         """How many documents the engine has."""

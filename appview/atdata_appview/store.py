@@ -25,12 +25,24 @@ from atdata_backend.search.base import BadCursor
 # How long a request waits for a connection: with the database gone, it is told so after that.
 _PATIENCE = 2.0
 
-# The columns are `Record`'s fields, in their order.
-_COLUMNS: LiteralString = (
-    "r.id, r.uri, r.cid, r.did, r.collection, r.rkey, r.kind, a.handle, a.pds, r.record::text, r.problems, "
-    "r.verified, r.indexed_at"
-)
+#: Bytes of records in an answer, of which the last may be beyond: a hundred of the largest would be 100 MB, which a
+#: client that reads slowly keeps in memory.
+ANSWER_BYTES = 4_000_000
+
 _VISIBLE: LiteralString = "JOIN repositories a ON a.did = r.did AND a.status = 'active'"
+
+# The columns are `Record`'s fields, in their order. The records go by `place`, and those that come when there are so
+# many bytes already are without their text, which then the database does not send.
+_RECORDS: LiteralString = f"""
+SELECT id, uri, cid, did, collection, rkey, kind, handle, pds,
+    CASE WHEN coalesce(sum(octet_length(record::text)) OVER before, 0) < %s THEN record::text ELSE '' END,
+    problems, verified, indexed_at
+FROM (
+    SELECT r.*, a.handle, a.pds, {{place}} AS place FROM records r {_VISIBLE} WHERE {{where}} {{end}}
+) AS found
+WINDOW before AS (ORDER BY place ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+ORDER BY place
+"""
 
 _STATUS: LiteralString = f"""
 SELECT
@@ -68,13 +80,19 @@ class Store:
 
     async def record(self, uri: str) -> Record | None:
         """The record at *uri*, whose authority is a DID; None if we hold none."""
-        rows = await self._records(f"SELECT {_COLUMNS} FROM records r {_VISIBLE} WHERE r.uri = %s", [uri])
+        rows = await self._records([uri], where="r.uri = %s")
         return rows[0] if rows else None
 
-    async def records(self, uris: Sequence[str], kind: Kind) -> dict[str, Record]:
-        """Those of *uris*, whose authorities are DIDs, that we hold and that are of *kind*, by URI."""
+    async def records(self, uris: Sequence[str], kind: Kind, limit_bytes: int = ANSWER_BYTES) -> dict[str, Record]:
+        """Those of *uris*, whose authorities are DIDs, that we hold and that are of *kind*, by URI.
+
+        Those that come, in this order, when there are *limit_bytes* of records already have an empty ``json``.
+        """
         rows = await self._records(
-            f"SELECT {_COLUMNS} FROM records r {_VISIBLE} WHERE r.uri = ANY(%s) AND r.kind = %s", [list(uris), kind]
+            [list(uris), list(uris), kind],
+            place="array_position(%s::text[], r.uri)",
+            where="r.uri = ANY(%s) AND r.kind = %s",
+            limit_bytes=limit_bytes,
         )
         return {row.uri: row for row in rows}
 
@@ -121,15 +139,23 @@ class Store:
             held["r.id < %s"] = _decode_cursor(cursor)
         where: LiteralString = " AND ".join(("r.kind = %s", *held))
         rows = await self._records(
-            f"SELECT {_COLUMNS} FROM records r {_VISIBLE} WHERE {where} ORDER BY r.id DESC LIMIT %s",
-            [kind, *held.values(), limit + 1],
+            [kind, *held.values(), limit + 1], place="-r.id", where=where, end="ORDER BY r.id DESC LIMIT %s"
         )
-        page = rows[:limit]
-        return Listing(page, _encode_cursor(page[-1].id) if len(rows) > limit else None)
+        page = [row for row in rows[:limit] if row.json]
+        return Listing(page, _encode_cursor(page[-1].id) if len(rows) > len(page) else None)
 
-    async def _records(self, sql: LiteralString, params: Sequence[Any]) -> list[Record]:
+    async def _records(
+        self,
+        params: Sequence[Any],
+        *,
+        where: LiteralString,
+        place: LiteralString = "0",
+        end: LiteralString = "",
+        limit_bytes: int = ANSWER_BYTES,
+    ) -> list[Record]:
+        sql = _RECORDS.format(place=place, where=where, end=end)
         async with self._connection() as connection, connection.cursor(row_factory=args_row(Record)) as cursor:
-            return await (await cursor.execute(sql, params)).fetchall()
+            return await (await cursor.execute(sql, [limit_bytes, *params])).fetchall()
 
     # --- Names
 

@@ -89,7 +89,9 @@ class Feed:
                 delay = min(delay * 2, 60.0)
 
     async def start(self) -> None:
-        """An empty engine (new, other, or of another version) is filled from Postgres."""
+        """An empty engine (new, other, of another version, or damaged before) is filled from Postgres."""
+        # Opens it for writing, which replaces a damaged one by an empty one.
+        await asyncio.to_thread(self._engine.apply, [], [])
         if await asyncio.to_thread(self._engine.count) == 0:
             await self._store.feed_all()
 

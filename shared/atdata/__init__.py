@@ -6,20 +6,86 @@ them.
 
 from __future__ import annotations
 
-__all__ = ["__version__"]
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from atdata import atmosphere, errors, schema
+    from atdata.cid import generate_cid, verify_cid
+    from atdata.dataset import Dataset, SampleBatch
+    from atdata.errors import AtdataError
+    from atdata.lens import Lens, LensNetwork, check_lens_laws, lens
+    from atdata.load import DatasetDict, load_dataset
+    from atdata.protocols import AbstractDataStore, AbstractIndex, DataSource, IndexEntry, Packable
+    from atdata.sample import DictSample, PackableSample, packable
+    from atdata.schema import schema_to_type
+    from atdata.sources import BlobSource, S3Source, URLSource
+
+__all__ = [
+    "AbstractDataStore",
+    "AbstractIndex",
+    "AtdataError",
+    "BlobSource",
+    "DataSource",
+    "Dataset",
+    "DatasetDict",
+    "DictSample",
+    "IndexEntry",
+    "Lens",
+    "LensNetwork",
+    "Packable",
+    "PackableSample",
+    "S3Source",
+    "SampleBatch",
+    "URLSource",
+    "__version__",
+    "atmosphere",
+    "check_lens_laws",
+    "errors",
+    "generate_cid",
+    "lens",
+    "load_dataset",
+    "packable",
+    "schema",
+    "schema_to_type",
+    "verify_cid",
+]
 
 __version__: str
 
+_MODULES = frozenset({"atmosphere", "errors", "schema", "lens"})
+_MODULE_OF = {
+    **dict.fromkeys(("generate_cid", "verify_cid"), "cid"),
+    **dict.fromkeys(("Dataset", "SampleBatch"), "dataset"),
+    "AtdataError": "errors",
+    **dict.fromkeys(("Lens", "LensNetwork", "check_lens_laws"), "lens"),
+    **dict.fromkeys(("DatasetDict", "load_dataset"), "load"),
+    **dict.fromkeys(("AbstractDataStore", "AbstractIndex", "DataSource", "IndexEntry", "Packable"), "protocols"),
+    **dict.fromkeys(("DictSample", "PackableSample", "packable"), "sample"),
+    "schema_to_type": "schema",
+    **dict.fromkeys(("BlobSource", "S3Source", "URLSource"), "sources"),
+}
 
-def __getattr__(name: str) -> str:
-    # Looked up when asked for: importing importlib.metadata costs more than the rest of this package.
-    if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+if not TYPE_CHECKING:  # type checkers know every name from the imports above
 
-        try:
-            found = version("atdata-network")
-        except PackageNotFoundError:  # run from a source tree that was never installed
-            found = "0+source"
-        globals()["__version__"] = found
+    def __getattr__(name):
+        from importlib import import_module
+
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
+        if name == "__version__":
+            # Looked up when asked for: importing importlib.metadata costs more than the rest of this package.
+            from importlib.metadata import PackageNotFoundError, version
+
+            try:
+                found = version("atdata-network")
+            except PackageNotFoundError:  # run from a source tree that was never installed
+                found = "0+source"
+        elif name in _MODULE_OF:
+            found = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found
         return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

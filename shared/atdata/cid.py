@@ -44,7 +44,7 @@ def raw_cid(digest: bytes) -> str:
     """The CID of the bytes, a blob's, whose SHA-256 is *digest*.
 
     >>> raw_cid(sha256(b"hello world").digest())
-    'bafkreifzjut3te7nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e'
+    'bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e'
     """
     assert len(digest) == sha256().digest_size
     return cbrrr.CID(b"\x01\x55\x12\x20" + digest).encode()

@@ -14,6 +14,9 @@
     ├── MissingExtraError        an optional package is not installed (also ImportError)
     ├── ConfigError              an operator's mistake: settings, ports, folders, unreachable services
     └── NetworkError             the other side did not answer, or not as the protocol says
+        ├── LoginError           an account's server does not let us in, or nobody is logged in
+        ├── NotFoundError        no such account, record or label (also LookupError)
+        └── RateLimitError       a server wants us to come back later
 
 Each message names the culprit. Those that reach a person end with what to do next.
 """
@@ -21,15 +24,19 @@ Each message names the culprit. Those that reach a person end with what to do ne
 from __future__ import annotations
 
 from errno import ENOENT
+from typing import Any
 
 __all__ = [
     "AtdataError",
     "ConfigError",
     "LensError",
     "LexiconError",
+    "LoginError",
     "MissingExtraError",
     "MissingShardError",
     "NetworkError",
+    "NotFoundError",
+    "RateLimitError",
     "RecordError",
     "SampleError",
     "SchemaError",
@@ -123,6 +130,10 @@ class MissingShardError(ShardError, FileNotFoundError):
         # OSError takes two arguments for errno and strerror.
         self.errno, self.strerror, self.filename = ENOENT, problem, shard
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # OSError's own would give the file's name as a third argument.
+        return type(self), (self.shard, self.problem)
+
 
 class UnknownShardError(ShardError, KeyError):
     """A data source was asked for a shard that it does not list."""
@@ -138,3 +149,15 @@ class ConfigError(AtdataError):
 
 class NetworkError(AtdataError):
     """A service did not answer, or not as its protocol says."""
+
+
+class LoginError(NetworkError):
+    """An account's server does not let us in, or nobody is logged in."""
+
+
+class NotFoundError(NetworkError, LookupError):
+    """There is no such account, record or label."""
+
+
+class RateLimitError(NetworkError):
+    """A server wants us to come back later, later than we wait for; the message says when."""

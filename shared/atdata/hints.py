@@ -14,7 +14,7 @@ import numpy as np
 from atdata.atmosphere.records import NDArray, Primitive, Ref, is_dtype
 from atdata.errors import SchemaError
 
-__all__ = ["FieldHint", "Kind", "ListOf", "Nested", "is_sample_type", "read_hints", "type_text"]
+__all__ = ["FieldHint", "Kind", "ListOf", "Nested", "dtype_name", "is_sample_type", "read_hints", "type_text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,13 @@ class FieldHint:
 _RESERVED: Final = frozenset({"packed", "as_wds", "from_bytes", "from_data", "samples"})
 _MEMO: Final = "_atdata_hints"
 _PRIMITIVES: Final[Mapping[Any, Primitive]] = {t: Primitive(t.__name__) for t in (str, int, float, bool, bytes)}
-_DTYPE_OF_TYPE: Final = {np.str_: "str", np.bytes_: "bytes", np.longdouble: "longdouble", np.clongdouble: "clongdouble"}
+# NumPy names these after the platform or their length.
+_DTYPE_OF_TYPE: Final[Mapping[type[np.generic], str]] = {
+    np.str_: "str",
+    np.bytes_: "bytes",
+    np.longdouble: "longdouble",
+    np.clongdouble: "clongdouble",
+}
 
 
 def is_sample_type(hint: Any) -> bool:
@@ -169,12 +175,23 @@ def _read_array(arguments: tuple[Any, ...]) -> NDArray:
     scalar = _scalar(arguments)
     if scalar is np.object_:
         raise SchemaError("arrays of objects would need pickle; use a numeric, text, bytes or time dtype")
-    if scalar in _DTYPE_OF_TYPE:
-        return NDArray(_DTYPE_OF_TYPE[scalar])
-    try:
-        name = np.dtype(scalar).name
-    except TypeError:  # np.floating and the like stand for many dtypes
+    name = dtype_name(scalar)
+    if name is None:  # np.floating and the like stand for many dtypes
         return NDArray()
     if not is_dtype(name):
         raise SchemaError(f"arrays of dtype {name} have no place in a schema")
     return NDArray(name)
+
+
+def dtype_name(scalar: type[np.generic]) -> str | None:
+    """What schemas call arrays of *scalar*; None for an abstract one.
+
+    >>> dtype_name(np.float64), dtype_name(np.floating)
+    ('float64', None)
+    """
+    if scalar in _DTYPE_OF_TYPE:
+        return _DTYPE_OF_TYPE[scalar]
+    try:
+        return np.dtype(scalar).name
+    except TypeError:
+        return None

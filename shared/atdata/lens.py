@@ -12,6 +12,7 @@ import types
 import typing
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
@@ -103,7 +104,7 @@ class Lens(Generic[S, V]):
 def _types_of(getter: Callable[..., Any]) -> tuple[type[Any], type[Any]]:
     name = getattr(getter, "__name__", repr(getter))
     try:
-        hints = typing.get_type_hints(getter)
+        hints = typing.get_type_hints(getter, localns=_names_around(getter))
         parameters = list(inspect.signature(getter).parameters)
     except (NameError, TypeError, ValueError) as e:
         raise LensError(f"{name}: its type hints cannot be read: {e}; give source_type and view_type") from None
@@ -111,6 +112,16 @@ def _types_of(getter: Callable[..., Any]) -> tuple[type[Any], type[Any]]:
     if not isinstance(source, type) or not isinstance(view, type):
         raise LensError(f"{name}: a lens is declared like `def {name}(source: FullSample) -> SimpleSample`")
     return source, view
+
+
+def _names_around(getter: Callable[..., Any]) -> dict[str, Any]:
+    """Names of the function around *getter* that it uses: where types are local, they are among them."""
+    names = {}
+    if inspect.isfunction(getter):
+        for name, cell in zip(getter.__code__.co_freevars, getter.__closure__ or (), strict=True):
+            with suppress(ValueError):  # not assigned yet
+                names[name] = cell.cell_contents
+    return names
 
 
 def _name(sample_type: type[Any]) -> str:
@@ -159,6 +170,8 @@ class LensNetwork:
     def _find(self, source: type[Any], view: type[Any]) -> Lens[Any, Any] | None:
         if source is view:
             return _identity(source)
+        if source is DictSample and view not in self._lenses.get(source, {}):
+            return _from_dict(view) if is_sample_type(view) else None
         # Breadth first, in the order of registration, so that the answer is the same every time.
         paths: deque[tuple[type[Any], Lens[Any, Any] | None]] = deque([(source, None)])
         seen = {source}
@@ -172,7 +185,7 @@ class LensNetwork:
                 if target is view:
                     return longer
                 paths.append((target, longer))
-        return _from_dict(view) if source is DictSample and is_sample_type(view) else None
+        return None
 
 
 def _identity(sample_type: type[Any]) -> Lens[Any, Any]:
@@ -199,7 +212,6 @@ class _Declare:
     """The decorator `@atdata.lens`. The network stands beside it, so that `atdata.lens.LensNetwork()` works."""
 
     LensNetwork = LensNetwork
-    Lens = Lens
 
     def __call__(self, getter: Callable[[S], V]) -> Lens[S, V]:
         """Make a lens of *getter*, a function from one sample type to another, and register it.

@@ -62,10 +62,14 @@ class StatusError(NetworkError):
     """The answer has an error status. *error* and *message* are those of an XRPC error, if the answer is one."""
 
     def __init__(self, url: str, status: int, error: str | None = None, message: str | None = None) -> None:
-        super().__init__(f"{url}: {status}" + "".join(f" {part}" for part in (error, message) if part))
+        super().__init__(url, status, error, message)
+        self.url = url
         self.status = status
         self.error = error
         self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.url}: {self.status}" + "".join(f" {part}" for part in (self.error, self.message) if part)
 
 
 class DidNotFoundError(NetworkError):

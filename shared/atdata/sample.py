@@ -216,10 +216,18 @@ class DictSample:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"DictSample({', '.join(f'{name}={_brief(self._raw[name])}' for name in self._raw)})"
+        return f"DictSample({', '.join(f'{name}={self._shown(name)}' for name in self._raw)})"
+
+    def _shown(self, name: str) -> str:
+        try:
+            return _brief(self[name])
+        except SampleError:
+            return _brief(self._raw[name])
 
 
 def _brief(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"<{value.dtype} array of shape {value.shape}>"
     text = repr(value[:40] if isinstance(value, bytes | str) else value)
     return text if len(text) <= 60 else text[:59] + "…"
 

@@ -23,7 +23,7 @@ from atdata import nsid, syntax
 from atdata.atmosphere import records
 from atdata.atmosphere.records import Array, Field, FieldType, NDArray, Primitive, Ref, SchemaRecord, is_dtype
 from atdata.errors import SchemaError
-from atdata.hints import Kind, ListOf, Nested, read_hints
+from atdata.hints import Kind, ListOf, Nested, dtype_name, read_hints
 from atdata.sample import PackableSample
 
 __all__ = ["Resolve", "schema_to_type", "to_source", "type_to_schema"]
@@ -33,6 +33,8 @@ Resolve: TypeAlias = Callable[[str], SchemaRecord | Mapping[str, Any]]
 
 # Schemas that refer to schemas that refer to schemas …
 _MAX_NESTING: Final = 16
+# … or to very many, each of which somebody has to look up.
+_MAX_SCHEMAS: Final = 100
 
 
 # --- A type's schema
@@ -152,7 +154,7 @@ class _Builder:
             except SchemaError as e:
                 raise SchemaError(f"{schema.name[:100]}.{field.name[:100]}: {e}") from None
             annotations.append((field.name, hint | None if field.optional else hint, field.optional))
-        key = (schema.name, *annotations)
+        key = (schema.name, schema.fields, *annotations)
         made = _types.get(key)
         if made is None:
             made = _types[key] = _make(schema, annotations, dict(self._resolved))
@@ -186,6 +188,8 @@ class _Builder:
         if uri not in self._resolved:
             if self._resolve is None:
                 raise SchemaError(f"refers to {uri[:200]}; look it up, or decode through an index, which does")
+            if len(self._resolved) >= _MAX_SCHEMAS:
+                raise SchemaError(f"the schema refers to more than {_MAX_SCHEMAS} others")
             self._resolved[uri] = _read(self._resolve(uri))
         return self._resolved[uri]
 
@@ -230,7 +234,7 @@ def _array_annotation(dtype: str, shape: tuple[int, ...] | None) -> Any:
     scalar = _scalar(dtype)
     hint: Any = npt.NDArray[Any] if scalar is None else npt.NDArray[scalar]  # type: ignore[valid-type]
     # What Python's own hint cannot say: the shape, the unit of times, the byte order.
-    is_plain = shape is None and scalar is not None and _name_of(scalar) == dtype
+    is_plain = shape is None and scalar is not None and dtype_name(scalar) == dtype
     return hint if is_plain else Annotated[hint, NDArray(dtype, shape)]
 
 
@@ -239,10 +243,6 @@ def _scalar(dtype: str) -> type[np.generic] | None:
         return np.dtype(dtype).type
     except (TypeError, ValueError, DeprecationWarning):  # of another platform: float128
         return None
-
-
-def _name_of(scalar: type[np.generic]) -> str:
-    return np.dtype(scalar).name
 
 
 # --- Names
@@ -267,7 +267,7 @@ def _class_name(name: str) -> str:
     if _is_name(name) and not name.startswith("__"):
         return name
     words = re.findall(r"\w+", unicodedata.normalize("NFKC", name))
-    joined = "".join(word[:1].upper() + word[1:] for word in words).lstrip("_")
+    joined = "".join(word[:1].upper() + word[1:] for word in (word.lstrip("_") for word in words))
     return next((one for one in (joined, f"Sample{joined}") if _is_name(one)), "Sample")
 
 
@@ -379,7 +379,7 @@ class _Source:
                 # The name under which NumPy's own stubs know it.
                 element = f"{self._use('typing')}.Any" if scalar is None else f"{self._use('numpy')}.{scalar.__name__}"
                 hint = f"{self._use('numpy.typing')}.NDArray[{element}]"
-                if shape is None and scalar is not None and _name_of(scalar) == dtype:
+                if shape is None and scalar is not None and dtype_name(scalar) == dtype:
                     return hint
                 note = f"{self._use('atdata.atmosphere.records')}.NDArray({json.dumps(dtype)}, {shape!r})"
                 return f"{self._use('typing')}.Annotated[{hint}, {note}]"

@@ -177,8 +177,8 @@ class _Window:
     def _pull(self) -> bytes:
         try:
             return self._stream.read(_PIECE)
-        except EOFError:  # of a compressed stream
-            raise self._truncated(self._start) from None
+        except EOFError as e:  # of a compressed stream
+            raise ShardError(self._shard, f"is truncated: {e}; fetch it again") from None
         except (OSError, zlib.error) as e:
             raise ShardError(self._shard, f"cannot be read after byte {self._start}: {e}") from e
 
@@ -193,7 +193,8 @@ class _Window:
         while have < size or to_skip:
             piece = self._pull()
             if not piece:
-                raise self._truncated(self._start - to_skip + have)
+                length = self._start - to_skip + have
+                raise self._truncated(length) if length >= _BLOCK else self.no_header(0)
             if to_skip:
                 skipped = min(to_skip, len(piece))
                 to_skip -= skipped
@@ -234,6 +235,7 @@ class _Window:
 _MAGICS: Final = {
     b"<": "a web page; check its address",
     b"{": "JSON; check its address",
+    b"version https://git-lfs": "the pointer that Git LFS keeps in its place; run git lfs pull",
     b"PK": "a ZIP archive; write it as a tar archive",
     b"BZh": "one compressed with bzip2; decompress it first, or use gzip",
     b"\xfd7zXZ": "one compressed with xz; decompress it first, or use gzip",

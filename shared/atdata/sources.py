@@ -10,6 +10,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import unquote, urlsplit
@@ -33,7 +34,7 @@ from atdata.protocols import DataSource, Stream
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["BlobSource", "S3Source", "Subset", "URLSource", "expand", "open_url", "scheme_of"]
+__all__ = ["BlobSource", "S3Source", "Subset", "URLSource", "expand", "in_braces", "open_url", "scheme_of"]
 
 SCHEMES: Final = frozenset({"", "at", "file", "gs", "http", "https", "s3"})
 """What URLs may begin with; "" stands for a path."""
@@ -86,6 +87,19 @@ def expand(url: str) -> list[str]:
     for one in expanded:
         scheme_of(one)
     return expanded
+
+
+def in_braces(urls: Sequence[str]) -> str:
+    """One URL in brace notation for several.
+
+    >>> in_braces(["train-{0..9}.tar", "test.tar"])
+    '{train-{0..9}.tar,test.tar}'
+    """
+    if len(urls) < 2:
+        return "".join(urls)
+    # braceexpand takes backslashes away twice inside of braces.
+    plain = (url if "{" in url else url.replace("\\", "\\" * 4).replace(",", "\\,") for url in urls)
+    return "{" + ",".join(plain) + "}"
 
 
 _NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
@@ -163,7 +177,7 @@ def _open_file(path: str, url: str) -> Stream:
 
 def _open_gs(url: str) -> Stream:
     try:
-        import gcsfs  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
+        gcsfs = import_module("gcsfs")
     except ImportError:
         raise MissingExtraError(f"{url}: gs: URLs need the package gcsfs: pip install gcsfs") from None
     try:
@@ -337,7 +351,7 @@ class URLSource(_Source):
         if isinstance(url, os.PathLike):
             url = os.fspath(url)
         urls = [url] if isinstance(url, str) else list(url)
-        self._url = "::".join(urls)
+        self._url = in_braces(urls)
         super().__init__(one for pattern in urls for one in expand(pattern))
         if len(self._ids) > _MAX_SHARDS:
             raise SourceError(f"{self._url[:200]}: stands for more than {_MAX_SHARDS:,} shards")
@@ -346,7 +360,7 @@ class URLSource(_Source):
 
     @property
     def url(self) -> str:
-        """The URL as it was given; several are joined by `::`, as webdataset writes it."""
+        """The URL as it was given; several as alternatives in braces."""
         return self._url
 
     def _open(self, shard_id: str) -> Stream:
@@ -428,11 +442,23 @@ class S3Source(_Source):
             region=named.get("REGION") or named.get("DEFAULT_REGION"),
         )
 
-    def _open(self, shard_id: str) -> Stream:
+    def list_keys(self, prefix: str) -> list[str]:
+        """The keys in the bucket that begin with *prefix*. Raises ShardError when they cannot be listed."""
+        client = self._connected(f"s3://{self._bucket}/{prefix}")
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            body = self._connected().get_object(Bucket=self._bucket, Key=self._keys[shard_id])["Body"]
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+            return [found["Key"] for page in pages for found in page.get("Contents", [])]
+        except (BotoCoreError, ClientError) as e:
+            raise ShardError(f"s3://{self._bucket}/{prefix}", f"cannot be listed: {e}; check bucket and keys") from e
+
+    def _open(self, shard_id: str) -> Stream:
+        client = self._connected(shard_id)
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            body = client.get_object(Bucket=self._bucket, Key=self._keys[shard_id])["Body"]
         except ClientError as e:
             code = e.response.get("Error", {}).get("Code", "")
             if code in ("NoSuchKey", "NoSuchBucket", "404"):
@@ -443,9 +469,12 @@ class S3Source(_Source):
         stream = io.BufferedReader(_S3Body(body, shard_id), _BUFFER)
         return _verified(stream, shard_id, self._checksums.get(shard_id))
 
-    def _connected(self) -> Any:
+    def _connected(self, shard: str) -> Any:
         if self._client is None:
-            self._client = self._connect()
+            try:
+                self._client = self._connect()
+            except NetworkError as e:
+                raise ShardError(shard, f"cannot be opened: {e}") from e
         return self._client
 
     def _connect(self) -> Any:

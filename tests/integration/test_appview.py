@@ -12,6 +12,8 @@ from holdings import ALICE, BOB, Asker, Holdings, cid, dataset, label, lens, sch
 from atdata import __version__
 from atdata.nsid import DATASET, LABEL, LENS, PREFIX, SAMPLE_SCHEMA
 from atdata_appview.settings import AppViewSettings
+from atdata_backend.search import cursors
+from atdata_backend.search.base import Query
 from atdata_backend.search.tantivy import TantivyEngine
 
 
@@ -340,3 +342,59 @@ async def test_status_of_an_empty_instance(ask: Asker) -> None:
     status = await ask("getStatus")
     assert set(status["records"].values()) == {0}
     assert "indexer" not in status
+
+
+# --- Large records
+
+
+BIG = 900_000
+
+
+async def test_a_listing_ends_a_page_early_when_its_records_are_large(holdings: Holdings, ask: Asker) -> None:
+    """An answer holds some megabytes of records; its cursor leads to the others, each once, in their order."""
+    rows = [(f"b{n}", dataset(f"big {n}", description="z" * BIG)) for n in range(10)]
+    holdings.add_all(ALICE, DATASET, rows)
+    answers = await pages(ask, "listDatasets", "datasets", limit=100)
+    assert [name for answer in answers for name in names(answer)] == [f"big {n}" for n in reversed(range(10))]
+    assert [len(answer["datasets"]) for answer in answers] == [5, 5]
+
+
+async def test_a_search_ends_a_page_early_when_its_records_are_large(holdings: Holdings, ask: Asker) -> None:
+    """So does a search, in any order, also where hits were deleted a moment ago."""
+    rows = [(f"b{n:02}", dataset(f"big {n:02}", description="z" * BIG)) for n in range(12)]
+    uris = holdings.add_all(ALICE, DATASET, rows)
+    for n in (0, 4, 7):
+        holdings.delete(uris[n])
+    held = [f"big {n:02}" for n in range(12) if n not in (0, 4, 7)]
+    for params in ({"sort": "name"}, {"q": "big"}):
+        answers = await pages(ask, "searchDatasets", "datasets", limit=100, facets=["tags"], **params)
+        assert sorted(name for answer in answers for name in names(answer)) == held
+        assert all(len(answer["datasets"]) <= 5 for answer in answers)
+        assert "facets" in answers[0]
+
+
+async def test_records_too_large_for_one_answer_are_refused(holdings: Holdings, ask: Asker) -> None:
+    """A list of URIs has no cursor: the error says how many to ask for, and so many are answered."""
+    rows = [(f"b{n}", dataset(f"big {n}", description="z" * BIG)) for n in range(8)]
+    uris = holdings.add_all(ALICE, DATASET, rows)
+    refused = await ask.get("getDatasets", uris=uris)
+    assert refused.status_code == 400
+    assert refused.json()["message"] == "uris: these records are more than 4 MB together; ask for 5 at a time"
+    assert names(await ask("getDatasets", uris=uris[:5])) == [f"big {n}" for n in range(5)]
+
+
+async def test_a_forged_cursor_is_refused(holdings: Holdings, ask: Asker) -> None:
+    """A cursor of half a character, which JSON can express and no engine takes, is the asker's mistake."""
+    holdings.add(ALICE, DATASET, "one", dataset())
+    cursor = cursors.encode("tantivy", Query(sort="name"), ["\ud800"])
+    refused = await ask.get("searchDatasets", sort="name", cursor=cursor)
+    assert (refused.status_code, refused.json()["error"]) == (400, "InvalidRequest")
+
+
+async def test_a_damaged_search_index_is_not_our_askers_fault(holdings: Holdings, ask: Asker, tmp_path: Path) -> None:
+    """Searches say that they are not available; all else goes on."""
+    holdings.add(ALICE, DATASET, "one", dataset())
+    next((tmp_path / "search").glob("index-*/meta.json")).write_text("{broken")
+    for path in (f"/xrpc/{PREFIX}searchDatasets", "/xrpc/_health", "/"):
+        assert (await ask.client.get(path)).status_code == 503
+    assert names(await ask("listDatasets")) == ["Digits"]

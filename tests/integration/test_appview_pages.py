@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
 from atdata import nsid
+from atdata.atmosphere import records
 from atdata.nsid import DATASET, LABEL, LENS, SAMPLE_SCHEMA, STORAGE_BLOBS, STORAGE_EXTERNAL, STORAGE_HTTP, STORAGE_S3
 from atdata_appview.settings import AppViewSettings
 from atdata_backend.search.tantivy import TantivyEngine
@@ -382,3 +384,56 @@ async def test_what_pages_load_is_there(ask: Asker) -> None:
     assert len(targets) == 2
     for target in targets:
         assert (await ask.client.get(str(target))).status_code == 200
+
+
+# --- Large records
+
+
+async def test_long_lists_are_counted(holdings: Holdings, ask: Asker) -> None:
+    """A page shows the first tags, fields and shards of a record, and how many more there are."""
+    primitive = {"$type": "ac.foundation.dataset.schemaType#primitive", "primitive": "int"}
+    fields = [{"name": f"f{n}", "fieldType": primitive} for n in range(1_500)]
+    digit = holdings.add(ALICE, SAMPLE_SCHEMA, "digit", schema(fields=fields))
+    urls = [f"https://example.com/{n}.tar" for n in range(2_000)]
+    tags = [f"t{n}" for n in range(3_000)]
+    storage = {"$type": STORAGE_EXTERNAL, "urls": urls}
+    holdings.add(ALICE, DATASET, "one", dataset("One", digit, tags=tags, storage=storage))
+    shown = await page(ask, f"/dataset/{ALICE}/one")
+    for more in ("and 1,300 more fields", "and 1,950 more shards", "and 2,950 more"):
+        assert more in shown.text
+    assert len(shown.elements) < 2_000
+    shown = await page(ask, f"/schema/{ALICE}/digit")
+    assert "and 1,300 more fields" in shown.text
+    assert len(shown.elements) < 2_000
+    assert "+2992" in (await page(ask, "/")).text
+
+
+async def test_a_hostile_records_size_does_not_multiply(holdings: Holdings, ask: Asker) -> None:
+    """A record of empty objects and lines makes a page of its own size at most, and is read in a thread."""
+    holdings.add(ALICE, DATASET, "maps", dataset("Maps", contentMetadata={"x": [{}] * 100_000}))
+    holdings.add(ALICE, DATASET, "lines", dataset("Lines", description="\n\n" * 200_000))
+    holdings.add(ALICE, DATASET, "blobs", dataset("Blobs", storage={"$type": STORAGE_BLOBS, "blobs": [{}] * 100_000}))
+    for rkey in ("maps", "lines", "blobs"):
+        shown = await page(ask, f"/dataset/{ALICE}/{rkey}")
+        assert len(shown.elements) < 12_000
+        assert len(shown.html) < 700_000
+    assert "and 9,951 more shards" in shown.text
+    assert "Maps" in (await page(ask, "/")).text
+
+
+async def test_large_records_are_read_apart(holdings: Holdings, ask: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a large record, for its page or a card, does not keep the event loop from other requests."""
+    holdings.add(ALICE, DATASET, "small", dataset("Small"))
+    holdings.add(ALICE, DATASET, "large", dataset("Large", description="z" * 100_000))
+    where: dict[str, set[bool]] = {}
+    read = records.read_value
+
+    def noted(collection: str, record: Any) -> Any:
+        value = read(collection, record)
+        where.setdefault(value.name, set()).add(threading.current_thread() is threading.main_thread())
+        return value
+
+    monkeypatch.setattr(records, "read_value", noted)
+    for path in (f"/dataset/{ALICE}/small", f"/dataset/{ALICE}/large", "/?q=large"):
+        await page(ask, path)
+    assert where == {"Small": {True}, "Large": {False}}

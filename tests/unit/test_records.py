@@ -838,6 +838,39 @@ def test_problems_are_bounded():
         assert len(read(collection, {"$type": collection, "fields": [5] * 1000}).problems) == MAX_PROBLEMS
 
 
+@pytest.mark.parametrize(
+    ("type_", "key", "item", "address"),
+    [
+        (nsid.STORAGE_EXTERNAL, "urls", "https://example.com/0.tar", ""),
+        (nsid.STORAGE_BLOBS, "blobs", {"$type": "blob", "ref": {"$link": CID}, "mimeType": "a/b", "size": 1}, "cid"),
+        (nsid.STORAGE_HTTP, "shards", {"url": "https://example.com/0.tar"}, "url"),
+        (nsid.STORAGE_S3, "shards", {"key": "0.tar"}, "key"),
+    ],
+)
+def test_too_many_shards_never_read_as_a_whole_dataset(type_, key, item, address):
+    """Beyond so many items none is read: the record has problems, and a shard with no address stands for the rest."""
+    for count, is_whole in ((10_000, True), (10_001, False), (30_000, False)):
+        storage = {"$type": type_, "bucket": "b", key: [item] * count}
+        reading = read(nsid.DATASET, {"$type": nsid.DATASET, "storage": storage})
+        shards = getattr(reading.value.storage, key)
+        last = shards[-1]
+        assert bool(last if isinstance(last, str) else getattr(last, address)) is is_whole
+        assert len(shards) == (count if is_whole else 10_001)
+        assert any("at most 10,000 items" in problem for problem in reading.problems) is not is_whole
+
+
+def test_a_value_alone_is_that_of_the_reading():
+    """Whoever needs no problems gets the same value, whatever the record is."""
+    for collection, record in [
+        (nsid.DATASET, dataset_of(tags=("a",)).to_record()),
+        (nsid.SAMPLE_SCHEMA, schema_of(Field("a", Primitive("int"))).to_record()),
+        (nsid.DATASET, {"tags": ["a", 5], "storage": 7}),
+        (nsid.DATASET, [{}]),
+        ("com.example.other", {}),
+    ]:
+        assert records.read_value(collection, record) == read(collection, record).value
+
+
 # --- What others ask
 
 

@@ -170,3 +170,11 @@ def test_marker_chooses_the_best_place() -> None:
     assert quoted.startswith("…filler ")
     assert quoted.endswith(" filler…")
     assert len(quoted) < 150
+
+
+def test_columns_are_bounded() -> None:
+    """A column is asked for in three forms at most; of a schema, so many fields count, and of each its beginning."""
+    assert text.column_forms("image:ndarray:uint8") == ["image", "image:ndarray", "image:ndarray:uint8"]
+    assert text.column_forms("a:b:c:d:e") == ["a", "a:b", "a:b:c:d:e"]
+    kept = text.columns(["x" * 5_000] * 5_000)
+    assert kept == ["x" * text.MAX_COLUMN] * text.MAX_COLUMNS

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from atdata.errors import ConfigError
-from atdata_backend.search import open_engine, tantivy
-from atdata_backend.search.base import FACETS, Document, Query
+from atdata_backend.search import cursors, open_engine, tantivy
+from atdata_backend.search.base import FACETS, BadCursor, Document, Query
 from atdata_backend.search.tantivy import TantivyEngine
 
 DAY = datetime(2026, 1, 1, tzinfo=UTC)
@@ -143,7 +143,6 @@ def test_reading_creates_nothing(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         engine = TantivyEngine(folder)
         assert engine.search(Query("x", facets=FACETS)).total == engine.count() == len(list(engine.uris())) == 0
-        engine.apply([], [])
         engine.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -309,3 +308,137 @@ def test_open_engine(tmp_path: Path) -> None:
     assert not isinstance(open_engine(folder=tmp_path, meili_url="http://127.0.0.1:9"), TantivyEngine)
     with pytest.raises(ValueError, match="needs a folder"):
         open_engine(folder=None, meili_url=None)
+
+
+def _damage(index: Path, how: str) -> None:
+    """Do to the files of *index* what a crash, a full disk or a careless hand does."""
+    meta = index / "meta.json"
+    match how:
+        case "broken meta.json":
+            meta.write_text("{broken")
+        case "empty meta.json":
+            meta.write_bytes(b"")
+        case "broken list of files":
+            (index / ".managed.json").write_text("{broken")
+        case "a file missing":
+            for file in index.glob("*.store"):
+                file.unlink()
+        case "a file cut short":
+            for file in index.glob("*.term"):
+                os.truncate(file, file.stat().st_size // 2)
+        case "an empty file":
+            for file in index.glob("*.idx"):
+                os.truncate(file, 0)
+        case _:
+            for file in index.glob("*.fast"):
+                file.write_bytes(bytes(file.stat().st_size))
+
+
+DAMAGES = (
+    "broken meta.json",
+    "empty meta.json",
+    "broken list of files",
+    "a file missing",
+    "a file cut short",
+    "an empty file",
+    "a file of zeros",
+)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_index_is_replaced(how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Readers say what is wrong. Who opens the index for writing gets an empty one, which a feed fills again."""
+    engine = TantivyEngine(tmp_path)
+    engine.apply([dataset(n) for n in range(20)], [])
+    engine.close()
+    _damage(next(tmp_path.glob("index-*")), how)
+    reader = TantivyEngine(tmp_path)
+    with pytest.raises(ConfigError, match="search index"):
+        reader.count()
+
+    writer = TantivyEngine(tmp_path)
+    writer.apply([], [])
+    assert "damaged" in caplog.text
+    assert writer.count() == reader.count() == 0
+    writer.apply([dataset(1)], [])
+    assert keys(reader, Query("whale")) == keys(writer, Query("whale")) == ["1"]
+    writer.close()
+    reader.close()
+    assert TantivyEngine(tmp_path).count() == 1
+    assert len(list(tmp_path.iterdir())) == 1, "the damaged files are gone"
+
+
+@pytest.mark.parametrize("how", [*DAMAGES, "positions missing"])
+def test_a_batch_does_not_hide_that_the_index_is_empty(how: str, tmp_path: Path) -> None:
+    """A batch that meets a damaged index is not taken: with it, the new index would not be empty, and never filled."""
+    engine = TantivyEngine(tmp_path)
+    engine.apply([dataset(n) for n in range(20)], [])
+    engine.close()
+    if how == "positions missing":  # found only when words are deleted
+        for file in tmp_path.glob("*/*.pos"):
+            file.unlink()
+    else:
+        _damage(next(tmp_path.glob("index-*")), how)
+    engine = TantivyEngine(tmp_path)
+    with pytest.raises(ConfigError, match="start again"):
+        engine.apply([dataset(1)], [])
+    assert engine.count() == 0
+    engine.apply([dataset(2)], [])
+    assert engine.count() == 1
+    engine.close()
+
+
+def test_another_writer_is_no_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A second writer is refused, and leaves the first one's index alone."""
+    first, second = TantivyEngine(tmp_path), TantivyEngine(tmp_path)
+    first.apply([dataset(1)], [])
+    with pytest.raises(ConfigError, match="another process is writing"):
+        second.apply([], [])
+    assert first.count() == 1
+    assert not caplog.records
+    first.close()
+
+
+def test_damage_found_while_searching(tmp_path: Path) -> None:
+    """Bytes that changed within a file are found when they are read, and said in the same words."""
+    engine = TantivyEngine(tmp_path)
+    engine.apply([dataset(n) for n in range(200)], [])
+    engine.close()
+    for file in tmp_path.glob("*/*.store"):
+        with file.open("r+b") as stored:
+            stored.seek(file.stat().st_size // 4)
+            stored.write(bytes(range(256)))
+    engine = TantivyEngine(tmp_path)
+    assert engine.count() == 200
+    for ask in (lambda: engine.search(Query("whale")), lambda: list(engine.uris())):
+        with pytest.raises(ConfigError, match="cannot read the search index"):
+            ask()
+    engine.close()
+
+
+def test_a_forged_cursor_of_half_a_character(tmp_path: Path) -> None:
+    """JSON can smuggle half of a surrogate pair into a cursor; it is refused like any other that is not ours."""
+    engine = TantivyEngine(tmp_path)
+    engine.apply([dataset(n) for n in range(3)], [])
+    for query, position in (
+        (Query(sort="name"), ["\ud800"]),
+        (Query(sort="newest"), ["\ud800"]),
+        (Query("whale"), [1.0, 1, "\udfff", 1]),
+    ):
+        with pytest.raises(BadCursor):
+            engine.search(replace(query, cursor=cursors.encode("tantivy", query, position)))
+    engine.close()
+
+
+def test_a_schema_of_many_colons(tmp_path: Path) -> None:
+    """A hostile schema costs no more than its share: of few fields, the beginnings, in three forms each."""
+    columns = [f"{n}:" + "a:" * 500 for n in range(500)]
+    made = tantivy._index_document(dataset(1, fields=tuple(columns)))
+    assert len(made.to_dict()["columns"]) == 3 * 200
+    engine = TantivyEngine(tmp_path)
+    engine.apply([dataset(1, fields=tuple(columns)), dataset(2, fields=("image:ndarray:uint8",))], [])
+    for asked in ("7", "7:a", columns[7]):
+        assert keys(engine, Query(fields=(asked,))) == ["1"]
+    for asked in ("image", "image:ndarray", "image:ndarray:uint8"):
+        assert keys(engine, Query(fields=(asked,))) == ["2"]
+    engine.close()

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atdata.nsid import Kind
-from atdata_appview.errors import RecordNotFound
+from atdata_appview.errors import InvalidRequest, RecordNotFound
 from atdata_appview.routes.parameters import record_uris
 from atdata_appview.services import Services
+from atdata_appview.store import ANSWER_BYTES
 
 
 async def get_record(services: Services, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,11 +22,19 @@ async def get_record(services: Services, params: Mapping[str, Any]) -> dict[str,
 
 
 async def get_of_kind(services: Services, asked: Sequence[str], kind: Kind, key: str) -> dict[str, Any]:
-    """The records of *kind* at the URIs *asked* for, in that order, and the URIs at which there is none."""
+    """The records of *kind* at the URIs *asked* for, in that order, and the URIs at which there is none.
+
+    Raises InvalidRequest when the records are too large for one answer: here is no cursor to end it early with.
+    """
     uris = dict(zip(asked, await record_uris(services.store, "uris", asked), strict=True))
     records = await services.store.records([uri for uri in uris.values() if uri], kind)
     # Twice the same record, by DID and by handle, is one.
     found = dict.fromkeys(uri for uri in uris.values() if uri in records)
+    fitting = sum(bool(record.json) for record in records.values())
+    if fitting < len(records):
+        raise InvalidRequest(
+            f"uris: these records are more than {ANSWER_BYTES // 1_000_000} MB together; ask for {fitting} at a time"
+        )
     return {
         key: [records[uri].view() for uri in found if uri],
         "notFound": [given for given, uri in uris.items() if uri not in records],

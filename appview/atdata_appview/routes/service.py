@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from atdata import __version__
-from atdata.errors import NetworkError
+from atdata.errors import ConfigError, NetworkError
 from atdata_appview import docs
 from atdata_appview.errors import NotFound
 from atdata_appview.models import to_json
@@ -27,8 +27,8 @@ async def report_health(request: Request) -> Response:
     try:
         status = await services.status.get()
         await services.store.is_ready()
-    except (psycopg.Error, NetworkError) as error:
-        missing = "search engine" if isinstance(error, NetworkError) else "database"
+    except (psycopg.Error, NetworkError, ConfigError) as error:
+        missing = "database" if isinstance(error, psycopg.Error) else "search engine"
         body = {"version": __version__, "error": "ServiceUnavailable", "message": f"the {missing} does not answer"}
         return Response(to_json(body), 503, {"Cache-Control": "no-store"}, "application/json")
     seen = status.indexer_seen_at
@@ -60,7 +60,7 @@ async def metrics(request: Request) -> Response:
     gauges: dict[str, tuple[str, float]] = {}
     try:
         status = await services.status.get()
-    except (psycopg.Error, NetworkError):
+    except (psycopg.Error, NetworkError, ConfigError):
         gauges["atdata_appview_ready"] = ("Whether database and search engine answer.", 0)
     else:
         gauges["atdata_appview_ready"] = ("Whether database and search engine answer.", 1)

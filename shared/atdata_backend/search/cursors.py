@@ -43,4 +43,7 @@ def decode(engine: str, query: Query, types: Sequence[type | tuple[type, ...]]) 
         raise BadCursor(_FOREIGN)
     if any(isinstance(value, int) and abs(value) >= 2**63 for value in position):
         raise BadCursor(_FOREIGN)
+    # Half of a surrogate pair, from a JSON escape: no engine takes it.
+    if any(isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value) for value in position):
+        raise BadCursor(_FOREIGN)
     return position

@@ -204,7 +204,7 @@ def _document(document: Document) -> dict[str, Any]:
     """*document* as the index has it."""
     uri, name = text.clean(document.uri), _unmarked(document.name)
     tags = list(dict.fromkeys(map(text.clean, document.tags)))
-    columns = [text.clean(column) for column in document.fields]
+    columns = text.columns(document.fields)
     field_names = [column.split(":")[0] for column in columns]
     id_ = _id(uri)
     return {
@@ -248,7 +248,7 @@ def _filters(query: Query) -> dict[str, list[str]]:
     """Filter expressions, all of which must hold, under the facet's name where it has one."""
     filters: dict[str, list[str]] = {
         "tags": [f"tags = {_literal(value)}" for value in query.tags],
-        "columns": [f"columns = {_literal(value)}" for value in query.fields],
+        "columns": [f"columns = {_literal(value)}" for value in text.columns(query.fields)],
     }
     for name, values in (
         ("license", query.licenses),

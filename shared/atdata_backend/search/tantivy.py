@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +23,8 @@ from tantivy import Query as Q  # noqa: N817 - ours is `Query`
 from atdata.errors import ConfigError
 from atdata_backend.search import cursors, text
 from atdata_backend.search.base import FACET_VALUES, FACETS, BadCursor, Document, Facet, Hit, Query, Results, Sort
+
+log = logging.getLogger(__name__)
 
 #: The index's folder is named after it. Raise it when the schema or the analysis changes: the next writer then starts
 #: an empty index and removes the old one, readers find nothing until it has, and the feed fills it.
@@ -53,6 +57,10 @@ _NEAR = {"name": 1.4, "text": 0.5}
 _RARE = 25
 
 _INT64 = 2**63 - 1
+
+# How tantivy, which has one exception for everything, says that a file is not as it was written. Not among them: a
+# lock that another holds, a folder that is closed to us, a disk that is full.
+_DAMAGE = ("Data corrupt", "FileDoesNotExist(", "kind: InvalidData", "kind: UnexpectedEof")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +99,8 @@ class TantivyEngine:
     ['at://did:plc:…/ac.foundation.dataset.record/3l…']
 
     Any number of processes may read; they see a commit at their next search. Without an index, readers find nothing.
-    The first write opens the index for writing: ConfigError if another process has it open already.
+    The first write opens the index for writing: ConfigError if another process has it open already. An index whose
+    files are damaged is replaced by an empty one then, with a warning; readers raise ConfigError.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -105,21 +114,37 @@ class TantivyEngine:
         self._values: dict[int, str] = {}  # of facets, by number; only those that were ever among the most frequent
 
     def apply(self, upserts: Sequence[Document], deletes: Sequence[str]) -> None:
-        """Store and remove documents, deletes first; durable and visible to all when it returns."""
-        if not upserts and not deletes:
-            return
+        """Store and remove documents, deletes first; durable and visible to all when it returns.
+
+        With nothing to do, it opens the index for writing, and so replaces a damaged one. A batch that finds the index
+        damaged leaves an empty one and raises ConfigError, so that whoever starts next fills it with everything.
+        """
         with self._writing:
-            writer = self._open_writer()
             try:
-                for uri in deletes:
-                    writer.delete_documents_by_term("uri", text.clean(uri))
-                for document in upserts:
-                    writer.delete_documents_by_term("uri", text.clean(document.uri))
-                    writer.add_document(_index_document(document))
-                writer.commit()
-            except BaseException:
-                writer.rollback()
-                raise
+                writer = self._open_writer()
+                if upserts or deletes:
+                    self._write(writer, upserts, deletes)
+            except ValueError as error:
+                if not _is_damage(error):
+                    raise
+                self._start_over(error)
+                if upserts or deletes:
+                    raise ConfigError(
+                        f"the search index in {self._folder.parent} was damaged and is empty now; "
+                        "start again: it will be filled again"
+                    ) from error
+
+    def _write(self, writer: tantivy.IndexWriter, upserts: Sequence[Document], deletes: Sequence[str]) -> None:
+        try:
+            for uri in deletes:
+                writer.delete_documents_by_term("uri", text.clean(uri))
+            for document in upserts:
+                writer.delete_documents_by_term("uri", text.clean(document.uri))
+                writer.add_document(_index_document(document))
+            writer.commit()
+        except BaseException:
+            writer.rollback()
+            raise
 
     def search(self, query: Query) -> Results:
         """The page of *query*. Raises `BadCursor`."""
@@ -134,8 +159,9 @@ class TantivyEngine:
         if now is None:
             return Results(hits=(), total=0, facets={facet: {} for facet in query.facets})
         then = self._snapshots.get(after.snapshot) if isinstance(after, _Ranked) else None
-        search = _Search(then or now, query, asked, after, self._values)
-        results = search.results()
+        with self._intact():
+            search = _Search(then or now, query, asked, after, self._values)
+            results = search.results()
         if results.cursor and search.is_ranked:
             self._keep(search.snapshot)
         return results
@@ -149,15 +175,24 @@ class TantivyEngine:
         """Every document's URI, in no particular order, as of now."""
         snapshot = self._snapshot()
         if snapshot and (count := snapshot.searcher.num_docs):
-            for _, address in snapshot.searcher.search(Q.all_query(), count, count=False).hits:
-                yield _Stored.of(snapshot.searcher, address).uri
+            with self._intact():
+                hits = snapshot.searcher.search(Q.all_query(), count, count=False).hits
+            for _, address in hits:
+                with self._intact():
+                    uri = _Stored.of(snapshot.searcher, address).uri
+                yield uri
 
     def clear(self) -> None:
         """Remove every document."""
         with self._writing:
-            writer = self._open_writer()
-            writer.delete_all_documents()
-            writer.commit()
+            try:
+                writer = self._open_writer()
+                writer.delete_all_documents()
+                writer.commit()
+            except ValueError as error:
+                if not _is_damage(error):
+                    raise
+                self._start_over(error)
 
     def close(self) -> None:
         """Give up the writer's lock, when running merges are done, and the files."""
@@ -188,12 +223,26 @@ class TantivyEngine:
                     self._index.reload()
                     self._current = _Snapshot(commit, self._index.searcher(), self._index.schema)
             except (OSError, ValueError) as error:
-                message = (
-                    f"cannot read the search index in {self._folder.parent} ({error}); check that this process may "
-                    "write there, too, since readers lock a file, or delete the folder: it will be filled again"
-                )
-                raise ConfigError(message) from error
+                raise self._unreadable(error) from error
             return self._current
+
+    @contextmanager
+    def _intact(self) -> Iterator[None]:
+        """Raises ConfigError when the files turn out to be damaged, which tantivy finds where it reads them."""
+        try:
+            yield
+        except BaseException as error:
+            # Some damage makes tantivy panic, which Python sees as an exception of no public type.
+            is_panic = type(error).__name__ == "PanicException"
+            if is_panic or _is_damage(error) or str(error).startswith("An IO error occurred"):
+                raise self._unreadable(error) from error
+            raise
+
+    def _unreadable(self, error: BaseException) -> ConfigError:
+        return ConfigError(
+            f"cannot read the search index in {self._folder.parent} ({error}); check that this process may "
+            "write there, too, since readers lock a file, or delete the folder: it will be filled again"
+        )
 
     def _keep(self, snapshot: _Snapshot) -> None:
         """Hold *snapshot* for the pages to come."""
@@ -211,6 +260,8 @@ class TantivyEngine:
             index = tantivy.Index(_schema(), path=str(self._folder))
             self._writer = index.writer(_WRITER_BYTES, 1)
         except (OSError, ValueError) as error:
+            if _is_damage(error):
+                raise
             folder = self._folder.parent
             if "LockBusy" in str(error):
                 message = (
@@ -226,6 +277,23 @@ class TantivyEngine:
             if old != self._folder:
                 shutil.rmtree(old, ignore_errors=True)
         return self._writer
+
+    def _start_over(self, error: BaseException) -> None:
+        """Replace the damaged index by an empty one. Nothing is lost: it is derived from the database."""
+        log.warning("the search index in %s is damaged (%s); starting an empty one", self._folder, error)
+        self._writer = None
+        with self._reading:
+            self._index = self._current = None
+            self._snapshots.clear()
+        # Out of the readers' way in one step: they find nothing rather than a half. Opening the new one removes it.
+        aside = self._folder.with_name(f"{self._folder.name}-damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            self._folder.rename(aside)
+        except OSError as failure:
+            message = f"cannot replace the damaged search index in {self._folder.parent} ({failure}); delete it"
+            raise ConfigError(message) from failure
+        self._open_writer()
 
 
 def _schema() -> tantivy.Schema:
@@ -256,7 +324,7 @@ def _index_document(document: Document) -> tantivy.Document:
     uri, name = text.clean(document.uri), text.clean(document.name[:_MAX_NAME])
     description = text.clean(document.description[:_MAX_DESCRIPTION])
     tags = list(dict.fromkeys(map(_cut, document.tags[:_MAX_VALUES])))
-    columns = list(map(_cut, document.fields[:_MAX_VALUES]))
+    columns = text.columns(document.fields)
     labels = [*tags, _cut(document.schema_name), *dict.fromkeys(column.split(":")[0] for column in columns)]
     words = text.words(name)
     keywords = [word for label in labels for word in text.words(label)]
@@ -501,6 +569,11 @@ class _Search:
         return value
 
 
+def _is_damage(error: BaseException) -> bool:
+    """Whether *error* comes of files that are not as they were written."""
+    return any(sign in str(error) for sign in _DAMAGE)
+
+
 def _total(found: tantivy.SearchResult) -> int:
     return int(found.count)  # type: ignore[attr-defined]  # the stubs forget it
 
@@ -521,7 +594,7 @@ def _filters(schema: tantivy.Schema, query: Query) -> dict[str, Q]:
         return Q.range_query(schema, name, FieldType.Integer, low, high)
 
     filters: dict[str, Q] = {}
-    for name, values in (("tags", query.tags), ("columns", query.fields)):
+    for name, values in (("tags", query.tags), ("columns", text.columns(query.fields))):
         if values:
             filters[name] = _all_of([term(name, value) for value in values])
     for name, values in (

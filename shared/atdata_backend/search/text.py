@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -17,6 +17,8 @@ MAX_WORDS = 32
 MAX_QUERY = 2_000
 #: Longer words are cut. Both sides cut alike, so they still match.
 MAX_WORD = 64
+#: A hostile schema must not cost more than its share: what lies beyond of its fields is not indexed.
+MAX_COLUMNS = MAX_COLUMN = 200
 #: No more words of a text are marked.
 MAX_MARKS = 250
 
@@ -97,9 +99,14 @@ def whole(text: str) -> str:
     return "".join(map(fold, _tokens(text)))
 
 
+def columns(fields: Sequence[str]) -> list[str]:
+    """A schema's *fields*, or those of a query, as they are indexed and asked for."""
+    return [clean(field[:MAX_COLUMN]) for field in fields[:MAX_COLUMNS]]
+
+
 def column_forms(column: str) -> list[str]:
     """``image:ndarray:uint8`` is asked for as ``image``, as ``image:ndarray`` and as itself."""
-    parts = column.split(":")
+    parts = column.split(":", 2)  # a hostile name can have any number of colons
     return [":".join(parts[: i + 1]) for i in range(len(parts))]
 
 

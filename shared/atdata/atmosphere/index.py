@@ -1,0 +1,249 @@
+"""Own the index: publishing, finding and decoding datasets and schemas through one object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from atdata.atmosphere.blobs import PDSBlobStore, forget_blobs
+from atdata.atmosphere.client import AtmosphereClient, StoredRecord
+from atdata.atmosphere.load import DatasetLoader, SchemaLoader, data_urls, metadata_of
+from atdata.atmosphere.publish import DatasetPublisher, SchemaPublisher
+from atdata.atmosphere.records import DatasetRecord
+from atdata.errors import RecordError
+from atdata.network import StatusError
+from atdata.sample import PackableSample
+from atdata.schema import schema_to_type
+
+if TYPE_CHECKING:
+    from atdata.dataset import Dataset
+    from atdata.protocols import AbstractDataStore
+
+__all__ = ["AtmosphereIndex", "DatasetEntry"]
+
+
+class DatasetEntry:
+    """A dataset of the network. Made of its record, without asking anyone; a record that is odd makes an entry, too.
+
+    >>> for entry in index.list_datasets("alice.example.com"):
+    ...     print(entry.name, entry.uri, entry.problems)
+    """
+
+    def __init__(self, stored: StoredRecord) -> None:
+        self.stored = stored
+
+    @property
+    def uri(self) -> str:
+        """The AT URI of the record."""
+        return self.stored.uri
+
+    @property
+    def cid(self) -> str:
+        """The CID of the record."""
+        return self.stored.cid
+
+    @property
+    def record(self) -> DatasetRecord:
+        """What could be read of the record."""
+        value = self.stored.reading.value
+        assert isinstance(value, DatasetRecord)
+        return value
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        return self.record.name
+
+    @property
+    def schema_ref(self) -> str:
+        """The AT URI of its schema."""
+        return self.record.schema_ref
+
+    @property
+    def description(self) -> str | None:
+        """What it is, in words."""
+        return self.record.description
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """What people may search for."""
+        return self.record.tags
+
+    @property
+    def license(self) -> str | None:
+        """An SPDX identifier, if there is one."""
+        return self.record.license
+
+    @cached_property
+    def data_urls(self) -> list[str]:
+        """Where its shards are, as the record says: URLs, `s3://bucket/key`, or `at://{did}/blob/{cid}`."""
+        return data_urls(self.stored)
+
+    @cached_property
+    def metadata(self) -> Mapping[str, Any] | None:
+        """What else its publisher said; None when nothing, or nothing that can be read."""
+        try:
+            return metadata_of(self.stored)
+        except RecordError:
+            return None
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with the record, if anything."""
+        return self.stored.problems
+
+    def __repr__(self) -> str:
+        return f"DatasetEntry({self.name!r}, {self.uri!r})"
+
+    def _repr_html_(self) -> str:
+        from atdata import html
+
+        size = self.record.size
+        shown = self.data_urls[:3] + (["…"] if len(self.data_urls) > 3 else [])
+        return html.facts(
+            self.name,
+            {
+                "description": self.description,
+                "uri": self.uri,
+                "schema": self.schema_ref,
+                "shards": ", ".join(shown),
+                "samples": size and size.samples,
+                "bytes": size and size.bytes,
+                "tags": ", ".join(self.tags) or None,
+                "license": self.license,
+                "metadata": self.metadata,
+                "problems": "; ".join(self.problems) or None,
+            },
+        )
+
+
+class AtmosphereIndex:
+    """Datasets and schemas on the AT Protocol network, our own and those of others.
+
+    >>> index = AtmosphereIndex(client, data_store=PDSBlobStore(client))
+    >>> entry = index.insert_dataset(dataset, name="digits")
+    >>> index.list_datasets("alice.example.com")
+
+    With a *data_store*, shards of published datasets are uploaded to it; without one, their URLs are recorded.
+    """
+
+    def __init__(self, client: AtmosphereClient, data_store: AbstractDataStore | None = None) -> None:
+        self.client = client
+        self.data_store = data_store
+
+    # --- Schemas
+
+    def publish_schema(
+        self,
+        sample_type: type[Any],
+        *,
+        name: str | None = None,
+        version: str = "1.0.0",
+        description: str | None = None,
+    ) -> str:
+        """Publish the schema of *sample_type*; its AT URI.
+
+        >>> index.publish_schema(ImageSample, version="1.0.0", description="An image with its label")
+        'at://did:plc:…/ac.foundation.dataset.sampleSchema/…'
+
+        Raises as `SchemaPublisher.publish` does.
+        """
+        return SchemaPublisher(self.client).publish(sample_type, name=name, version=version, description=description)
+
+    def get_schema(self, ref: str) -> StoredRecord:
+        """The schema at *ref*, an AT URI. Raises NotFoundError when there is none, UriError and NetworkError."""
+        return SchemaLoader(self.client).get(ref)
+
+    def list_schemas(self, repo: str | None = None) -> list[StoredRecord]:
+        """The schemas of *repo*, a handle or a DID, else our own; each with its members as items.
+
+        >>> [f"{schema['name']} v{schema['version']}" for schema in index.list_schemas()]
+        """
+        return SchemaLoader(self.client).list_all(repo)
+
+    @property
+    def schemas(self) -> Iterator[StoredRecord]:
+        """Our own schemas, page by page as they are asked for."""
+        return SchemaLoader(self.client).iter_all()
+
+    def decode_schema(self, ref: str) -> type[PackableSample]:
+        """The sample type that the schema at *ref* describes, nested samples included. Equal schemas give one class.
+
+        >>> SampleType = index.decode_schema(entry.schema_ref)
+        >>> atdata.Dataset[SampleType](store.create_source(entry.data_urls))
+
+        Raises SchemaError, a ValueError, for a schema that no type can express, and as `get_schema` does.
+        """
+        return schema_to_type(self.get_schema(ref), resolve=self.get_schema)
+
+    # --- Datasets
+
+    def insert_dataset(
+        self,
+        ds: Dataset[Any],
+        *,
+        name: str,
+        schema_ref: str | None = None,
+        description: str | None = None,
+        tags: Sequence[str] | None = None,
+        license: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> DatasetEntry:
+        """Publish *ds*, its shards as well if there is a data store.
+
+        >>> entry = index.insert_dataset(dataset, name="digits", tags=["images"], license="MIT")
+        >>> entry.uri, entry.data_urls
+
+        Without *schema_ref*, the schema of its type is published, unless an equal one was before. Run again after an
+        interruption, shards that are uploaded already are not uploaded again. Raises as `DatasetPublisher.publish` and
+        `PDSBlobStore.write_shards` do.
+        """
+        publisher = DatasetPublisher(self.client)
+        about: dict[str, Any] = {
+            "name": name,
+            "description": description,
+            "tags": tags,
+            "license": license,
+            "metadata": ds.metadata if metadata is None else metadata,
+        }
+        if self.data_store is None:
+            return self.get_dataset(publisher.publish(ds, schema_uri=schema_ref, **about))
+        publisher.check(**about)
+        schema_uri = publisher.schema_of(ds, schema_ref)
+        if not isinstance(self.data_store, PDSBlobStore):
+            urls = self.data_store.write_shards(ds, prefix=name)
+            return self.get_dataset(publisher.publish_with_urls(urls, schema_uri, **about))
+        stored = self.data_store.upload(ds, prefix=name)
+        try:
+            uri = publisher.publish_uploaded(stored, schema_uri, **about)
+        except StatusError as e:
+            if e.error != "BlobNotFound":
+                raise
+            # The server has forgotten what it had: uploading took long, or an earlier run was a while ago.
+            forget_blobs(self.client, [one.blob for one in stored])
+            stored = self.data_store.upload(ds, prefix=name)
+            uri = publisher.publish_uploaded(stored, schema_uri, **about)
+        return self.get_dataset(uri)
+
+    def get_dataset(self, ref: str) -> DatasetEntry:
+        """The dataset at *ref*, an AT URI. Raises NotFoundError when there is none, UriError and NetworkError."""
+        return DatasetEntry(DatasetLoader(self.client).get(ref))
+
+    def list_datasets(self, repo: str | None = None) -> list[DatasetEntry]:
+        """The datasets of *repo*, a handle or a DID, else our own; the newest first.
+
+        >>> index.list_datasets("alice.example.com")[0].name
+        'digits'
+
+        Raises NotFoundError for an account that is not there, LoginError without *repo* before login, and NetworkError.
+        """
+        return [DatasetEntry(stored) for stored in DatasetLoader(self.client).iter_all(repo)]
+
+    @property
+    def datasets(self) -> Iterator[DatasetEntry]:
+        """Our own datasets, page by page as they are asked for."""
+        return map(DatasetEntry, DatasetLoader(self.client).iter_all())
+
+    def __repr__(self) -> str:
+        return f"AtmosphereIndex({self.client!r}, data_store={self.data_store!r})"

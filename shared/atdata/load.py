@@ -1,0 +1,286 @@
+"""Load datasets by a path: from files and folders, the web, S3, and the AT Protocol network; sorted into splits."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
+from urllib.parse import urlsplit
+
+from atdata.dataset import Dataset
+from atdata.errors import MissingShardError, NotFoundError, SourceError
+from atdata.protocols import AbstractIndex, DataSource
+from atdata.sample import DictSample, sample_type_of
+from atdata.sources import S3Source, Subset, URLSource, expand, scheme_of
+
+if TYPE_CHECKING:
+    from atdata.atmosphere.records import SchemaRecord
+
+__all__ = ["DatasetDict", "load_dataset"]
+
+T = TypeVar("T")
+DataFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz")
+_SPLITS: Final[Mapping[str, str]] = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "development": "validation",
+}
+_SPLIT_IN_NAME = re.compile(rf"(?<![a-z])(?:{'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?![a-z])")
+
+
+class DatasetDict(dict[str, Dataset[T]], Generic[T]):
+    """The splits of a dataset by name.
+
+    >>> splits = atdata.load_dataset("digits/", Digit)
+    >>> splits["train"], splits.num_shards
+    (Dataset[Digit](…), {'train': 10, 'test': 2})
+    """
+
+    def __init__(
+        self, splits: Mapping[str, Dataset[T]], *, sample_type: type[T] | None = None, streaming: bool = False
+    ) -> None:
+        super().__init__(splits)
+        self._sample_type = sample_type
+        self._streaming = streaming
+
+    @property
+    def num_shards(self) -> dict[str, int]:
+        """How many shards each split has."""
+        return {name: len(dataset.list_shards()) for name, dataset in self.items()}
+
+    @property
+    def sample_type(self) -> type[T] | None:
+        """The type of the samples of all splits."""
+        return self._sample_type
+
+    @property
+    def streaming(self) -> bool:
+        """As it was given to `load_dataset`; shards are always streamed."""
+        return self._streaming
+
+    def __repr__(self) -> str:
+        return f"DatasetDict({dict(self)!r})"
+
+    def _repr_html_(self) -> str:
+        from atdata import html
+
+        return html.splits(self)
+
+
+@overload
+def load_dataset(
+    path: str | os.PathLike[str],
+    sample_type: type[T],
+    *,
+    split: str,
+    data_files: DataFiles | Mapping[str, DataFiles] | None = None,
+    streaming: bool = False,
+    index: AbstractIndex | None = None,
+) -> Dataset[T]: ...
+@overload
+def load_dataset(
+    path: str | os.PathLike[str],
+    sample_type: type[T],
+    *,
+    split: None = None,
+    data_files: DataFiles | Mapping[str, DataFiles] | None = None,
+    streaming: bool = False,
+    index: AbstractIndex | None = None,
+) -> DatasetDict[T]: ...
+@overload
+def load_dataset(
+    path: str | os.PathLike[str],
+    sample_type: None = None,
+    *,
+    split: str,
+    data_files: DataFiles | Mapping[str, DataFiles] | None = None,
+    streaming: bool = False,
+    index: AbstractIndex | None = None,
+) -> Dataset[Any]: ...
+@overload
+def load_dataset(
+    path: str | os.PathLike[str],
+    sample_type: None = None,
+    *,
+    split: None = None,
+    data_files: DataFiles | Mapping[str, DataFiles] | None = None,
+    streaming: bool = False,
+    index: AbstractIndex | None = None,
+) -> DatasetDict[Any]: ...
+def load_dataset(
+    path: str | os.PathLike[str],
+    sample_type: type[Any] | None = None,
+    *,
+    split: str | None = None,
+    data_files: DataFiles | Mapping[str, DataFiles] | None = None,
+    streaming: bool = False,
+    index: AbstractIndex | None = None,
+) -> Dataset[Any] | DatasetDict[Any]:
+    """The dataset at *path*: one split of it, or all of them by name.
+
+    >>> atdata.load_dataset("digits/*.tar", Digit, split="train")
+    Dataset[Digit](…)
+    >>> atdata.load_dataset("@alice.example.com/digits@1.2.0").keys()
+    dict_keys(['train'])
+
+    *path* is a file, a folder, a glob pattern, a URL (http, https, s3) in brace notation or not, the `at://` URI of a
+    dataset record, or `@handle/name` with an optional `@version`. Files belong to the split that their name or their
+    folder's says, else to `train`. *data_files*, relative to *path*, name the files, by split or not. Samples are of
+    *sample_type*; if it is not given, of the published schema's type for datasets of the network, else `DictSample`.
+    *index* looks up names.
+
+    Raises FileNotFoundError when nothing is found, and ValueError for a split that is not there and for URLs that are
+    not opened.
+    """
+    if sample_type is not None:
+        sample_type_of(sample_type)
+    path = os.fspath(path)
+    sources: Mapping[str, DataSource]
+    if path.startswith(("at://", "@")):
+        sources, schema = _from_network(path, index)
+        if sample_type is None and schema is not None:
+            from atdata.schema import schema_to_type
+
+            sample_type = schema_to_type(schema, resolve=_get_schema if index is None else index.get_schema)
+    elif data_files is not None:
+        sources = _from_files(path, data_files)
+    else:
+        sources = _by_split(_find(path), path)
+    chosen: Any = sample_type or DictSample
+    datasets: dict[str, Dataset[Any]] = {name: Dataset[chosen](source) for name, source in sources.items()}
+    if split is None:
+        return DatasetDict(datasets, sample_type=chosen, streaming=streaming)
+    if split not in datasets:
+        raise SourceError(f"{path}: there is no split {split!r}; there are: {', '.join(map(repr, datasets))}")
+    return datasets[split]
+
+
+def _from_network(path: str, index: Any) -> tuple[Mapping[str, DataSource], SchemaRecord | None]:
+    from atdata.atmosphere.load import resolve_path
+
+    try:
+        source, schema, _ = resolve_path(path, index=index)
+    except NotFoundError as e:
+        raise MissingShardError(path, str(e)) from e
+    shards = source.list_shards()
+    if not shards:
+        raise MissingShardError(path, "the dataset has no shards")
+    names: dict[str, list[str]] = {}
+    for shard in shards:
+        names.setdefault(_split_of(shard, "") or "train", []).append(shard)
+    if len(names) == 1:
+        return dict.fromkeys(names, source), schema
+    return {name: Subset(source, ids) for name, ids in names.items()}, schema
+
+
+def _get_schema(uri: str) -> Mapping[str, Any]:
+    from atdata.atmosphere.client import AtmosphereClient
+    from atdata.atmosphere.load import SchemaLoader
+
+    return SchemaLoader(AtmosphereClient()).get(uri)
+
+
+def _from_files(path: str, data_files: DataFiles | Mapping[str, DataFiles]) -> Mapping[str, DataSource]:
+    if isinstance(data_files, Mapping):
+        return {split: _source(_find_all(path, files)) for split, files in data_files.items()}
+    return _by_split(_find_all(path, data_files), path)
+
+
+def _find_all(base: str, files: DataFiles) -> list[str]:
+    patterns = [files] if isinstance(files, str | os.PathLike) else files
+    found: dict[str, None] = {}
+    for pattern in (os.fspath(one) for one in patterns):
+        is_whole = scheme_of(pattern) or Path(pattern).is_absolute()
+        found |= dict.fromkeys(_find(pattern if is_whole else f"{base.rstrip('/')}/{pattern}"))
+    return list(found)
+
+
+def _by_split(shards: Iterable[str], base: str) -> Mapping[str, DataSource]:
+    splits: dict[str, list[str]] = {}
+    for shard in shards:
+        splits.setdefault(_split_of(shard, base) or "train", []).append(shard)
+    return {name: _source(found) for name, found in splits.items()}
+
+
+def _source(shards: Sequence[str]) -> DataSource:
+    if all(shard.startswith("s3://") for shard in shards) and len({urlsplit(shard).netloc for shard in shards}) == 1:
+        return S3Source.from_urls([_escaped(shard) for shard in shards])
+    return URLSource([_escaped(shard) for shard in shards])
+
+
+def _escaped(name: str) -> str:
+    """*name*, found as it is, such that brace notation takes it as it is."""
+    return re.sub(r"([\\{},])", r"\\\1", name) if "{" in name or "}" in name else name
+
+
+def _split_of(shard: str, base: str) -> str | None:
+    """The split that the name of a shard says, or the folders between it and *base*, the nearest first."""
+    scheme = scheme_of(shard)
+    if scheme == "at":  # a CID is no name, whatever its letters happen to say
+        return None
+    path = shard.partition("?")[0] if scheme else shard
+    *folders, name = path.split("/")
+    if found := _SPLIT_IN_NAME.search(name.lower()):
+        return _SPLITS[found[0]]
+    # Not the folders above the one that was asked for, whose names have other reasons; that one itself counts.
+    inside = len(base.rstrip("/").split("/")) - 1 if shard.startswith(base.rstrip("/") + "/") else len(folders) - 1
+    return next((_SPLITS[one.lower()] for one in reversed(folders[max(inside, 0) :]) if one.lower() in _SPLITS), None)
+
+
+# --- Finding shards
+
+
+def _find(path: str) -> list[str]:
+    """The shards at *path*, in order. Raises MissingShardError, a FileNotFoundError, when there are none."""
+    found: list[str] = []
+    for one in expand(path):
+        scheme = scheme_of(one)
+        if scheme == "s3":
+            found += _find_in_bucket(one)
+        elif scheme == "":
+            found += _find_files(one)
+        else:
+            found.append(one)
+    if not found:
+        raise MissingShardError(path, f"no shards ({', '.join(_SUFFIXES)}) are there")
+    return found
+
+
+def _find_files(path: str) -> list[str]:
+    if Path(path).is_dir():
+        root = path.rstrip("/") or "/"
+        names = glob.glob("**/*", root_dir=root, recursive=True)  # noqa: PTH207 — as relative names
+        return [f"{root.rstrip('/')}/{name}" for name in sorted(names) if name.endswith(_SUFFIXES)]
+    if Path(path).exists():
+        return [path]
+    if glob.has_magic(path):
+        return sorted(name for name in glob.glob(path, recursive=True) if not Path(name).is_dir())  # noqa: PTH207
+    raise MissingShardError(path, f"there is no such file; the current folder is {Path.cwd()}")
+
+
+def _find_in_bucket(url: str) -> list[str]:
+    """The objects that *url* names: one, a pattern, or all below a prefix that ends with a slash."""
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    if not glob.has_magic(key) and not key.endswith("/") and key:
+        return [url]
+    from fnmatch import fnmatchcase
+
+    prefix = re.split(r"[*?[]", key, maxsplit=1)[0]
+    keys = S3Source(bucket, []).list_keys(prefix)
+    is_pattern = glob.has_magic(key)
+    return [
+        f"s3://{bucket}/{one}"
+        for one in sorted(keys)
+        if (fnmatchcase(one, key) if is_pattern else one.endswith(_SUFFIXES))
+    ]
