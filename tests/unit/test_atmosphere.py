@@ -579,7 +579,7 @@ def test_shards_are_archives_that_others_read(client: AtmosphereClient, pds: Fak
 
 def test_a_sample_that_no_shard_can_hold_is_named(client: AtmosphereClient, dataset: Any):
     """A sample that is larger than maxsize is a SampleError with its shard and its key, not a shard too large."""
-    with pytest.raises(SampleError, match=r"d-0.tar: 000000: .* more than maxsize=1,000; raise maxsize"):
+    with pytest.raises(SampleError, match=r"d-0.tar: sample 000000: alone .* more than maxsize=1,000; raise maxsize"):
         PDSBlobStore(client).write_shards(dataset, prefix="x", maxsize=1000)
     with pytest.raises(ValueError, match="at least 1 sample"):
         PDSBlobStore(client).write_shards(dataset, prefix="x", maxcount=0)

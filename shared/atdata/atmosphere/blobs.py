@@ -36,7 +36,18 @@ if TYPE_CHECKING:
     from atdata.dataset import Dataset
     from atdata.sources import BlobSource
 
-__all__ = ["PDSBlobStore", "StoredBlob", "blob_url", "forget_blobs", "stored_blob"]
+__all__ = [
+    "TAR",
+    "UPLOAD",
+    "PDSBlobStore",
+    "StoredBlob",
+    "blob_url",
+    "forget_blobs",
+    "hold_blobs",
+    "read_blob",
+    "release_blobs",
+    "stored_blob",
+]
 
 TAR: Final = "application/x-tar"
 # A record of this collection refers to the blobs of a dataset that is not published yet, so that the server serves and
@@ -122,14 +133,14 @@ class _Archive:
 
 
 def _pack(samples: Iterable[tuple[str, str, bytes]], folder: Path, prefix: str, limits: _Limits) -> Iterator[_Shard]:
-    """Shards of *samples*, each with its origin, its key and its bytes; one is on disk at a time, with the next.
+    """Shards of *samples*, each with the shard and the key that it comes from; one is on disk at a time.
 
     Raises SampleError for a sample that no shard can hold.
     """
     archive: _Archive | None = None
     number = 0
     try:
-        for origin, key, data in samples:
+        for i, (origin, key, data) in enumerate(samples):
             length = _Archive.length_of(data)
             if archive is not None and (archive.samples >= limits.maxcount or archive.size_with(length) > limits.aim):
                 finished, archive = archive, None
@@ -144,7 +155,8 @@ def _pack(samples: Iterable[tuple[str, str, bytes]], folder: Path, prefix: str, 
                         key=key,
                         shard=origin,
                     )
-            archive.add(key, data)
+            # Keys are unique within a shard only, and samples of several may meet in one.
+            archive.add(f"{i:09d}", data)
         if archive is not None:
             finished, archive = archive, None
             yield finished.close(f"{prefix}-{number:06d}.tar")
@@ -169,8 +181,7 @@ def _halves(shard: _Shard) -> list[_Shard]:
 
 
 def _packed(ds: Dataset[Any]) -> Iterator[tuple[str, str, bytes]]:
-    """Each sample of *ds* as its type packs it: the shard it comes from, its new key, its bytes."""
-    number = 0
+    """Each sample of *ds* as its type packs it, with the shard and the key that it comes from."""
     for shard in ds.list_shards():
         stream = ds.source.open_shard(shard)
         try:
@@ -179,9 +190,7 @@ def _packed(ds: Dataset[Any]) -> Iterator[tuple[str, str, bytes]]:
                     packed = ds.wrap({"__key__": key, "msgpack": data}).packed
                 except SampleError as e:
                     raise SampleError(e.problem, e.field, key, shard) from None
-                # Keys are unique within a shard only; samples of several shards may meet in one.
-                yield f"{shard}: {key}", f"{number:09d}", packed
-                number += 1
+                yield shard, key, packed
         finally:
             stream.close()
 

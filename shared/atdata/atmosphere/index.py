@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from atdata.atmosphere.blobs import PDSBlobStore, forget_blobs
@@ -18,7 +17,7 @@ from atdata.schema import schema_to_type
 
 if TYPE_CHECKING:
     from atdata.dataset import Dataset
-    from atdata.protocols import AbstractDataStore
+    from atdata.protocols import AbstractDataStore, AbstractIndex, IndexEntry
 
 __all__ = ["AtmosphereIndex", "DatasetEntry"]
 
@@ -75,12 +74,12 @@ class DatasetEntry:
         """An SPDX identifier, if there is one."""
         return self.record.license
 
-    @cached_property
+    @property
     def data_urls(self) -> list[str]:
         """Where its shards are, as the record says: URLs, `s3://bucket/key`, or `at://{did}/blob/{cid}`."""
         return data_urls(self.stored)
 
-    @cached_property
+    @property
     def metadata(self) -> Mapping[str, Any] | None:
         """What else its publisher said; None when nothing, or nothing that can be read."""
         try:
@@ -247,3 +246,12 @@ class AtmosphereIndex:
 
     def __repr__(self) -> str:
         return f"AtmosphereIndex({self.client!r}, data_store={self.data_store!r})"
+
+
+if TYPE_CHECKING:
+
+    def _fit(
+        index: AtmosphereIndex, store: PDSBlobStore, entry: DatasetEntry
+    ) -> tuple[AbstractIndex, AbstractDataStore, IndexEntry]:
+        """What the type checkers would not look at otherwise: the classes are what the protocols ask for."""
+        return index, store, entry
