@@ -14,7 +14,7 @@ import orjson
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import dict_row
-from psycopg.types.json import Jsonb, set_json_dumps
+from psycopg.types.json import Jsonb
 
 from atdata.atmosphere import records
 from atdata.nsid import kind_of
@@ -406,7 +406,7 @@ class Store:
             await connection.execute(
                 "INSERT INTO indexer_status (status) VALUES (%s)"
                 " ON CONFLICT (only_row) DO UPDATE SET status = excluded.status, updated_at = now()",
-                [Jsonb(dict(status))],
+                [Jsonb(dict(status), orjson.dumps)],
             )
 
     # How.
@@ -645,8 +645,6 @@ _QUARANTINE_COUNTS = """
 INSERT INTO quarantine_counts (reason, times) SELECT * FROM unnest(%b::text[], %b::bigint[])
 ON CONFLICT (reason) DO UPDATE SET times = quarantine_counts.times + excluded.times
 """
-
-set_json_dumps(orjson.dumps)
 
 
 async def request_rebuild(url: str) -> None:
