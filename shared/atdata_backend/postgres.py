@@ -105,6 +105,9 @@ def _version(row: TupleRow | None) -> int:
 
 
 def _unreachable(url: str, e: psycopg.Error) -> ConfigError:
+    if isinstance(e, psycopg.ProgrammingError):
+        # The error quotes the URL, password and all.
+        return ConfigError("ATDATA_DATABASE_URL is no URL of a Postgres: give one like postgresql://user@host/name")
     return ConfigError(f"cannot reach the database {describe(url)}: {e}. Check ATDATA_DATABASE_URL.")
 
 

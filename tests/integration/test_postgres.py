@@ -40,6 +40,13 @@ def test_an_unreachable_database_is_named_without_its_password() -> None:
     assert "hunter2" not in str(caught.value)
 
 
+def test_a_url_of_something_else_is_not_repeated() -> None:
+    """What is no Postgres URL is said to be none, without its password."""
+    with pytest.raises(ConfigError, match="is no URL of a Postgres") as caught:
+        migrate("mysql://root:hunter2@localhost/x")
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_reading_pool_cannot_write(database_url: str) -> None:
     """The AppView's connections refuse to change anything."""
 
