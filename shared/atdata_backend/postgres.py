@@ -38,27 +38,42 @@ def describe(url: str) -> str:
 def migrate(url: str) -> int:
     """Bring the database to the newest schema and return its version. Safe to run from several processes at once.
 
-    Raises ConfigError when the database cannot be reached, or was made by a newer version of this program.
+    Raises ConfigError when the database cannot be reached, was made by a newer version of this program, has another
+    encoding than UTF-8, or does not let its user do this.
     """
     try:
         connection = psycopg.connect(url, autocommit=True, connect_timeout=10)
     except psycopg.Error as e:
         raise _unreachable(url, e) from e
     with connection:
-        connection.execute("SELECT pg_advisory_lock(%s)", [_MIGRATION_LOCK])
+        _require_utf8(url, connection)
+        try:
+            connection.execute("SELECT pg_advisory_lock(%s)", [_MIGRATION_LOCK])
+            return _migrate(url, connection)
+        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as e:
+            user = connection.info.user
+            raise ConfigError(
+                f"the user {user} cannot migrate the database {describe(url)} ({e.diag.message_primary}): as its owner,"
+                f' run `GRANT USAGE, CREATE ON SCHEMA public TO "{user}"`, or name another user in ATDATA_DATABASE_URL'
+            ) from e
+
+
+def _migrate(url: str, connection: psycopg.Connection) -> int:
+    # Looked for first: a user who may only read and write can run on what another has migrated.
+    found = connection.execute("SELECT to_regclass('migrations')").fetchone()
+    if found is None or found[0] is None:
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS migrations ("
+            "CREATE TABLE migrations ("
             "version int PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
         )
-        row = connection.execute("SELECT max(version) FROM migrations").fetchone()
-        current = _version(row)
-        _refuse_newer(url, current)
-        for version, name, sql in migrations():
-            if version > current:
-                with connection.transaction():
-                    connection.execute(sql.encode())
-                    connection.execute("INSERT INTO migrations (version, name) VALUES (%s, %s)", [version, name])
-                current = version
+    current = _version(connection.execute("SELECT max(version) FROM migrations").fetchone())
+    _refuse_newer(url, current)
+    for version, name, sql in migrations():
+        if version > current:
+            with connection.transaction():
+                connection.execute(sql.encode())
+                connection.execute("INSERT INTO migrations (version, name) VALUES (%s, %s)", [version, name])
+            current = version
     return current
 
 
@@ -108,7 +123,20 @@ def _unreachable(url: str, e: psycopg.Error) -> ConfigError:
     if isinstance(e, psycopg.ProgrammingError):
         # The error quotes the URL, password and all.
         return ConfigError("ATDATA_DATABASE_URL is no URL of a Postgres: give one like postgresql://user@host/name")
-    return ConfigError(f"cannot reach the database {describe(url)}: {e}. Check ATDATA_DATABASE_URL.")
+    # libpq explains itself over several lines.
+    return ConfigError(
+        f"cannot reach the database {describe(url)}: {' '.join(str(e).split())} Check ATDATA_DATABASE_URL."
+    )
+
+
+def _require_utf8(url: str, connection: psycopg.Connection) -> None:
+    # Elsewhere not every record has a place, and in SQL_ASCII no text is known to be one.
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise ConfigError(
+            f"the encoding of the database {describe(url)} is {encoding}: make one with"
+            " `CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0` and name it in ATDATA_DATABASE_URL"
+        )
 
 
 def _refuse_newer(url: str, current: int) -> None:
