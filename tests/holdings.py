@@ -114,8 +114,9 @@ class Holdings:
         with psycopg.connect(self.database_url) as connection, connection.cursor() as cursor:
             cursor.executemany(
                 "INSERT INTO records (did, collection, rkey, kind, cid, rev, record, problems, name, version, "
-                "schema_ref, source_schema, target_schema, dataset_ref, tags, verified) "
-                "VALUES (%s, %s, %s, %s, %s, '3lqdkdjpy6t2e', %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+                "schema_ref, source_schema, target_schema, dataset_ref, tags, verified_at) "
+                "VALUES (%s, %s, %s, %s, %s, '3lqdkdjpy6t2e', %s, %s, %s, %s, %s, %s, %s, %s, %s, "
+                "CASE WHEN %s THEN now() END)",
                 values,
             )
         self.engine.apply(documents, [])

@@ -186,6 +186,12 @@ def _method(query: Query) -> Method:
     )
 
 
+def _range(schema: Json) -> str:
+    # The largest number of the data model is no limit that anybody meets.
+    is_open = schema["maximum"] >= 2**53 - 1
+    return f"{schema['minimum']} or more" if is_open else f"{schema['minimum']}–{schema['maximum']}"
+
+
 def _members(schema: Json) -> tuple[Parameter, ...]:
     required = schema.get("required", ())
     return tuple(_parameter(key, inner, required, "[]") for key, inner in schema.get("properties", {}).items())
@@ -194,7 +200,7 @@ def _members(schema: Json) -> tuple[Parameter, ...]:
 def _parameter(name: str, schema: Json, required: Sequence[str], many: str) -> Parameter:
     items = schema["items"] if schema["type"] == "array" else schema
     type_ = items.get("ref", items.get("format", items["type"])).rpartition("#")[2]
-    limits = [f"{schema['minimum']}–{schema['maximum']}"] if "maximum" in schema else []
+    limits = [_range(schema)] if "maximum" in schema else []
     limits += [f"up to {schema['maxLength']}"] if schema["type"] == "array" and "maxLength" in schema else []
     limits += [", ".join(map(str, items["enum"]))] if "enum" in items else []
     limits += [f"default {schema['default']}"] if "default" in schema else []

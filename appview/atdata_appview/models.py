@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Literal
 
 import orjson
 
@@ -44,8 +44,15 @@ class Record:
     pds: str | None
     json: str
     problems: Sequence[str]
-    verified: bool
+    verified_at: datetime | None
+    verified_key: str | None
+    commit_cid: str | None
     indexed_at: datetime
+
+    @property
+    def verified(self) -> bool:
+        """Whether signature, CID and place in the repository's tree were checked."""
+        return self.verified_at is not None
 
     def view(self, **more: Any) -> dict[str, Any]:
         """As `datasetView`, `schemaView` or `lensView`, with *more* members."""
@@ -65,6 +72,12 @@ class Record:
     def record_view(self) -> dict[str, Any]:
         """As `recordView`, which any record has."""
         view = self.view(collection=self.collection)
+        if self.verified_at is not None and self.verified_key is not None and self.commit_cid is not None:
+            view["proof"] = {
+                "commit": self.commit_cid,
+                "key": f"did:key:{self.verified_key}",
+                "verifiedAt": format_datetime(self.verified_at),
+            }
         if self.kind is not None:
             view["kind"] = self.kind
         return view
@@ -128,6 +141,14 @@ class SearchPage:
         return answer
 
 
+#: What keeps datasets from being shown: there was never an indexer; it is silent; it never reached its relay; it lost
+#: it; repositories are still to be fetched; changes are still to be made searchable.
+Delay = Literal["no indexer", "silent", "unreached", "lost", "fetching", "indexing"]
+
+# An indexer that runs says so every few seconds.
+_SILENCE = timedelta(seconds=30)
+
+
 @dataclass(frozen=True, slots=True)
 class Relay:
     """How far a relay was read."""
@@ -135,6 +156,31 @@ class Relay:
     host: str
     seq: int
     updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A comparison of repositories with their hosts. ``finished_at`` is None while it is under way."""
+
+    reason: str
+    started_at: datetime
+    finished_at: datetime | None
+    checked: int
+    differing: int
+    unreachable: int
+
+    def answer(self) -> dict[str, Any]:
+        """As `sweep` in the output of `getStatus`."""
+        answer: dict[str, Any] = {
+            "reason": self.reason,
+            "startedAt": format_datetime(self.started_at),
+            "checked": self.checked,
+            "differing": self.differing,
+            "unreachable": self.unreachable,
+        }
+        if self.finished_at is not None:
+            answer["finishedAt"] = format_datetime(self.finished_at)
+        return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +194,7 @@ class Status:
     indexer_seen_at: datetime | None
     backlog: int
     quarantine: Mapping[str, int]
+    sweep: Sweep | None
     search_documents: int
 
     @property
@@ -155,6 +202,36 @@ class Status:
         """Seconds between an event's time and its arrival here, as the indexer reports them."""
         lag = (self.indexer or {}).get("lagSeconds")
         return float(lag) if isinstance(lag, int | float) else None
+
+    @property
+    def relay(self) -> str:
+        """The host that the indexer reads, or is to read; empty if it has not said."""
+        return str((self.indexer or {}).get("relay") or "")
+
+    @property
+    def trouble(self) -> str:
+        """What last went wrong, as the indexer puts it; empty if nothing is wrong."""
+        return str((self.indexer or {}).get("trouble") or "")
+
+    @property
+    def to_fetch(self) -> int:
+        """Repositories still to be fetched. The indexer leaves out those of accounts that are not active."""
+        desynced = (self.indexer or {}).get("desynced")
+        return desynced if isinstance(desynced, int) else self.repositories["desynchronized"]
+
+    def delay(self, now: datetime) -> Delay | None:
+        """What keeps datasets from being shown, the gravest first; None when all that was published is here."""
+        if self.indexer is None or self.indexer_seen_at is None:
+            return "no indexer"
+        if now - self.indexer_seen_at > _SILENCE:
+            return "silent"
+        if not self.indexer.get("connected"):
+            return "lost" if any(relay.host == self.relay for relay in self.relays) else "unreached"
+        if self.to_fetch:
+            return "fetching"
+        # Known, and not in the engine: it waits for its turn, or the engine is in trouble, or is not the indexer's.
+        is_missing = self.records["dataset"] > 0 and self.search_documents == 0
+        return "indexing" if self.backlog or is_missing else None
 
     def answer(self) -> dict[str, Any]:
         """As the output of `getStatus`."""
@@ -170,6 +247,8 @@ class Status:
             "backlog": self.backlog,
             "quarantine": [{"reason": reason, "count": count} for reason, count in self.quarantine.items()],
         }
+        if self.sweep is not None:
+            answer["sweep"] = self.sweep.answer()
         if self.indexer is not None and self.indexer_seen_at is not None:
             answer["indexer"] = {
                 "status": _whole(self.indexer),

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import html
 import json
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,13 +31,14 @@ from atdata.errors import UriError
 from atdata.nsid import Kind
 from atdata_appview import docs
 from atdata_appview.errors import NotFound, RequestError
-from atdata_appview.models import NO_HANDLE, Record, SearchPage, Status
+from atdata_appview.models import NO_HANDLE, Delay, Record, SearchPage, Status
 from atdata_appview.replies import cacheable
 from atdata_appview.routes.datasets import search_query
 from atdata_appview.routes.parameters import record_uris
 from atdata_appview.routes.xrpc import checked_params
 from atdata_appview.services import Services
-from atdata_backend.search.base import FACETS, SORTS, Facet
+from atdata_backend.search import text as search_text
+from atdata_backend.search.base import CASELESS, FACETS, SORTS, Facet
 
 _T = TypeVar("_T")
 
@@ -84,11 +86,15 @@ _SHOWN_SHARDS = 50
 _SHOWN_FIELDS = 200
 _SHOWN_TAGS = 50
 _SHOWN_RELATED = 20
+_SHOWN_NAME = 300
 _SHOWN_TEXT = 20_000
 _SHOWN_JSON = 100_000
 
 # Characters of records. To read more takes long enough for other requests to notice, so a thread does it.
 _READ_AT_ONCE = 64_000
+
+# Letters and symbols of which there is nothing to see.
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"
 
 # What a card shows, and so all that is read of a record for it.
 _CARD_MEMBERS = ("name", "schemaRef", "description", "tags", "license", "size", "createdAt")
@@ -110,7 +116,7 @@ class Card:
 
     @property
     def name(self) -> str:
-        return self.dataset.name.strip() or self.row.rkey
+        return titled(self.dataset.name, self.row.rkey)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +146,7 @@ async def search(request: Request) -> Response:
         Card(match.record, summary, match.highlights) for match, summary in zip(page.matches, summaries, strict=True)
     ]
     names = await _names(services, page, cards, asked)
+    status = await services.status.get()
     return await _page(
         request,
         "search.html",
@@ -156,7 +163,8 @@ async def search(request: Request) -> Response:
         next_url=asked.url(cursor=page.cursor) if page.cursor else None,
         sorts=[(sort, _SORT_TITLES[sort]) for sort in SORTS],
         storage_titles=_STORAGE_TITLES,
-        status=await services.status.get(),
+        status=status,
+        delay=status.delay(datetime.now(UTC)),
     )
 
 
@@ -193,7 +201,12 @@ class _Asked:
     def filters(self, names: Mapping[str, str]) -> list[Choice]:
         """Everything that narrows the search, each with the address that takes it away."""
         return [
-            Choice(names.get(value, value), self.url(drop=[(name, value)]), title=_FILTER_TITLES[name], is_on=True)
+            Choice(
+                _STORAGE_TITLES.get(value, value) if name == "storage" else names.get(value, value),
+                self.url(drop=[(name, value)]),
+                title=_FILTER_TITLES[name],
+                is_on=True,
+            )
             for name, value in self.pairs
             if name in _FILTER_TITLES
         ]
@@ -201,15 +214,20 @@ class _Asked:
 
 def _choices(facet: Facet, counts: Mapping[str, int], asked: _Asked, names: Mapping[str, str]) -> list[Choice]:
     parameter = _FACET_PARAMETERS[facet]
-    chosen = asked.values(parameter)
+    # A filter may be spelled otherwise than what it finds, and twice.
+    key = search_text.key if facet in CASELESS else str
+    chosen: dict[str, list[tuple[str, str]]] = {}
+    for value in asked.values(parameter):
+        chosen.setdefault(key(value), []).append((parameter, value))
     # A chosen value that nothing has, and that so is not counted, must be there to be taken away.
-    all_counts = {**dict.fromkeys(chosen, 0), **counts}
+    counted = set(map(key, counts))
+    all_counts = {**{pairs[0][1]: 0 for asked_key, pairs in chosen.items() if asked_key not in counted}, **counts}
     choices = [
         Choice(
             label=_STORAGE_TITLES.get(value, value) if facet == "storage" else names.get(value, value),
-            url=asked.url(drop=[(parameter, value)]) if value in chosen else asked.url(add=[(parameter, value)]),
+            url=asked.url(drop=chosen[key(value)]) if key(value) in chosen else asked.url(add=[(parameter, value)]),
             count=count,
-            is_on=value in chosen,
+            is_on=key(value) in chosen,
             title=value,
         )
         for value, count in all_counts.items()
@@ -222,9 +240,15 @@ async def _names(services: Services, page: SearchPage, cards: Sequence[Card], as
     uris = [*page.facets.get("schema", ()), *asked.values("schemas"), *(card.dataset.schema_ref for card in cards)]
     dids = [*page.facets.get("publisher", ()), *asked.values("publishers")]
     return {
-        **await services.store.schema_names(dict.fromkeys(uris)),
+        **await _schema_names(services, uris),
         **({did: f"@{handle}" for did, handle in (await services.store.handles(dids)).items()} if dids else {}),
     }
+
+
+async def _schema_names(services: Services, uris: Iterable[str]) -> dict[str, str]:
+    """What those schemas that we hold are called, by URI."""
+    names = await services.store.schema_names(dict.fromkeys(uris))
+    return {uri: titled(name, uri.rpartition("/")[2]) for uri, name in names.items()}
 
 
 # --- The pages of one record
@@ -262,18 +286,20 @@ async def dataset(request: Request) -> Response:
     label_values = await _apart(labels.records, lambda: [_value(label) for label in labels.records])
     shards, more_shards = _shards(row, reading.storage)
     fields, more_fields = ([], 0) if schema_value is None else _fields(schema_value)
+    refs = [field.ref for field in fields if field.ref]
     return await _page(
         request,
         "dataset.html",
         row=row,
         dataset=reading,
-        name=reading.name.strip() or row.rkey,
+        name=titled(reading.name, row.rkey),
         tags=reading.tags[:_SHOWN_TAGS],
         more_tags=len(reading.tags[_SHOWN_TAGS:]),
         schema_row=schema,
         schema=schema_value,
         fields=fields,
         more_fields=more_fields,
+        schema_names=await _schema_names(services, refs) if refs else {},
         shards=shards,
         more_shards=more_shards,
         storage=records.storage_kind(reading),
@@ -307,13 +333,13 @@ async def schema(request: Request) -> Response:
         "schema.html",
         row=row,
         schema=reading,
-        name=reading.name.strip() or row.rkey,
+        name=titled(reading.name, row.rkey),
         fields=fields,
         more_fields=more_fields,
         cards=cards,
         more_url="/?" + urlencode({"schemas": row.uri}) if found.cursor else None,
         lenses=lenses,
-        schema_names=await services.store.schema_names([*ends, *refs]),
+        schema_names=await _schema_names(services, [*ends, *refs]),
         storage_titles=_STORAGE_TITLES,
         json=pretty,
     )
@@ -512,10 +538,11 @@ def with_code(text: str) -> Markup:
 def in_words(number: int, unit: str) -> str:
     """A number with its unit, the unit in plural where it is due.
 
-    >>> in_words(60000, "sample"), in_words(1, "sample")
-    ('60,000 samples', '1 sample')
+    >>> in_words(60000, "sample"), in_words(1, "repository")
+    ('60,000 samples', '1 repository')
     """
-    return f"{number:,} {unit}{'' if number == 1 else 's'}"
+    units = f"{unit[:-1]}ies" if unit.endswith("y") else f"{unit}s"
+    return f"{number:,} {unit if number == 1 else units}"
 
 
 def in_bytes(size: int) -> str:
@@ -537,9 +564,25 @@ def on_day(moment: datetime) -> str:
     return f"{moment.day} {moment:%b %Y}"
 
 
+def at_time(moment: datetime) -> str:
+    """A date with its time: `2 Jan 2026, 15:04 UTC`."""
+    return f"{on_day(moment.astimezone(UTC))}, {moment.astimezone(UTC):%H:%M} UTC"
+
+
 def publisher_name(row: Record) -> str:
     """A publisher's handle; the DID where there is none."""
     return f"@{row.handle}" if row.handle and row.handle != NO_HANDLE else row.did
+
+
+def titled(name: str, otherwise: str) -> str:
+    """*name* as a page shows it, or *otherwise* where there is nothing to see of it, and so nothing to click on.
+
+    >>> titled("Digits", "3jz"), titled(" \\u200b", "3jz")
+    ('Digits', '3jz')
+    """
+    shown = shortened(name.strip(), _SHOWN_NAME)
+    is_visible = any(unicodedata.category(c)[0] in "LNPS" and c not in _BLANK for c in shown)
+    return shown if is_visible else otherwise
 
 
 def shortened(text: str, length: int = 280) -> str:
@@ -553,8 +596,18 @@ def paragraphs(text: str) -> list[str]:
     return shown.split("\n\n")
 
 
-def behind(status: Status) -> str:
+_OUT_OF_STEP: Mapping[Delay | None, str] = {
+    "no indexer": "no indexer has run",
+    "silent": "the indexer is not running",
+    "unreached": "relay not reached yet",
+    "lost": "relay not reached",
+}
+
+
+def behind(status: Status, delay: Delay | None) -> str:
     """How far the index is behind the network, in words; empty when the indexer has not said."""
+    if delay in _OUT_OF_STEP:
+        return _OUT_OF_STEP[delay]
     if status.lag is None:
         return ""
     if status.lag < 2:
@@ -573,6 +626,7 @@ _templates = Environment(
     lstrip_blocks=True,
 )
 _templates.filters |= {
+    "at_time": at_time,
     "behind": behind,
     "in_bytes": in_bytes,
     "in_words": in_words,
@@ -583,6 +637,7 @@ _templates.filters |= {
     "publisher_name": publisher_name,
     "safe_url": safe_url,
     "shortened": shortened,
+    "titled": titled,
     "with_code": with_code,
 }
 # The style's address changes with the style, so that it can be kept for long.

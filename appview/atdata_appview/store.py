@@ -19,7 +19,7 @@ from psycopg.rows import args_row
 from psycopg_pool import AsyncConnectionPool
 
 from atdata.nsid import Kind
-from atdata_appview.models import Listing, Record, Relay, Status
+from atdata_appview.models import Listing, Record, Relay, Status, Sweep
 from atdata_backend.search.base import BadCursor
 
 # How long a request waits for a connection: with the database gone, it is told so after that.
@@ -36,7 +36,7 @@ _VISIBLE: LiteralString = "JOIN repositories a ON a.did = r.did AND a.status = '
 _RECORDS: LiteralString = f"""
 SELECT id, uri, cid, did, collection, rkey, kind, handle, pds,
     CASE WHEN coalesce(sum(octet_length(record::text)) OVER before, 0) < %s THEN record::text ELSE '' END,
-    problems, verified, indexed_at
+    problems, verified_at, verified_key, commit_cid, indexed_at
 FROM (
     SELECT r.*, a.handle, a.pds, {{place}} AS place FROM records r {_VISIBLE} WHERE {{where}} {{end}}
 ) AS found
@@ -59,6 +59,10 @@ SELECT
     (SELECT count(*) FROM search_outbox),
     (SELECT coalesce(jsonb_agg(jsonb_build_array(reason, times) ORDER BY times DESC, reason), '[]')
         FROM quarantine_counts)
+"""
+
+_SWEEP: LiteralString = """
+SELECT reason, started_at, finished_at, checked, differing, unreachable FROM sweeps ORDER BY id DESC LIMIT 1
 """
 
 
@@ -193,6 +197,7 @@ class Store:
         """What we hold and how far behind we are; the engine's *search_documents* are counted by the caller."""
         async with self._connection() as connection:
             row = await (await connection.execute(_STATUS)).fetchone()
+            sweep = await (await connection.execute(_SWEEP)).fetchone()
         assert row is not None
         kinds, repositories, relays, indexer, backlog, quarantine = row
         return Status(
@@ -203,6 +208,7 @@ class Store:
             indexer_seen_at=datetime.fromisoformat(indexer[1]) if indexer else None,
             backlog=backlog,
             quarantine=dict(quarantine),
+            sweep=Sweep(*sweep) if sweep else None,
             search_documents=search_documents,
         )
 

@@ -97,12 +97,100 @@ def assert_harmless(shown: Page) -> None:
 # --- Searching
 
 
-async def test_before_anything_is_published(ask: Asker) -> None:
-    """The empty page shows how to publish."""
+def indexer_says(holdings: Holdings, ago: str = "1 second", **status: Any) -> None:
+    """What the indexer said of itself so long ago."""
+    said = {"relay": "relay.test", "connected": True, "trouble": None, "desynced": 0, **status}
+    holdings.execute(
+        "INSERT INTO indexer_status (status, updated_at) VALUES (%s, now() - %s::interval)"
+        " ON CONFLICT (only_row) DO UPDATE SET status = excluded.status, updated_at = excluded.updated_at",
+        [Jsonb(said), ago],
+    )
+
+
+async def test_before_anything_is_published(holdings: Holdings, ask: Asker) -> None:
+    """The empty page shows how to publish, and says so only when the index is in step with the network."""
+    indexer_says(holdings)
     shown = await page(ask, "/")
     assert "Nothing has been published yet" in shown.text
+    assert "The indexer reads relay.test" in shown.text
     assert "insert_dataset" in shown.text
     assert_harmless(shown)
+
+
+async def test_before_an_indexer_has_run(ask: Asker) -> None:
+    """An empty database says nothing of the network."""
+    shown = await page(ask, "/")
+    assert "No indexer has run yet" in shown.text
+    assert "atdata indexer run" in shown.text
+    assert "Nothing has been published" not in shown.text
+
+
+TROUBLE = "cannot read relay.test: <b>[Errno 111]</b> Connect call failed"
+
+
+@pytest.mark.parametrize(
+    ("said", "sql", "texts"),
+    [
+        (
+            {"connected": False, "trouble": TROUBLE},
+            "",
+            ("The relay was not reached yet", "to read relay.test", TROUBLE),
+        ),
+        (
+            {"connected": False, "trouble": TROUBLE},
+            "INSERT INTO cursors (host, seq) VALUES ('relay.test', 7)",
+            ("The relay does not answer", "has read relay.test before", TROUBLE),
+        ),
+        (
+            {"connected": False, "trouble": None},
+            "INSERT INTO cursors (host, seq) VALUES ('another.test', 7)",
+            ("The relay was not reached yet",),
+        ),
+        ({"desynced": 1_234}, "", ("Catching up", "1,234 repositories are still to be fetched")),
+        ({"desynced": 1}, "", ("Catching up", "1 repository is still to be fetched")),
+        ({"ago": "5 minutes"}, "", ("The indexer is not running", "It was last heard of on")),
+        ({}, "INSERT INTO search_outbox (uri) VALUES ('at://x')", ("Almost there",)),
+        (
+            {"trouble": "Meilisearch at http://x does not answer"},
+            "INSERT INTO records (did, collection, rkey, kind, cid, rev, record) VALUES"
+            f" ('{ALICE}', '{DATASET}', 'x', 'dataset', 'b', '3', '{{}}')",
+            ("Almost there", "1 dataset arrived and cannot be searched yet", "Meilisearch at http://x does not answer"),
+        ),
+    ],
+)
+async def test_why_the_page_is_empty(
+    said: dict[str, Any], sql: str, texts: tuple[str, ...], holdings: Holdings, ask: Asker
+) -> None:
+    """While datasets may be on their way, the page says what it waits for, and not that there are none."""
+    indexer_says(holdings, **said)
+    if sql:
+        holdings.execute(sql)
+    shown = await page(ask, "/")
+    for text in texts:
+        assert text in shown.text
+    assert "Nothing has been published" not in shown.text
+    assert "insert_dataset" not in shown.text
+    assert_harmless(shown)
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ({"lagSeconds": 0.4}, "up to date"),
+        ({"lagSeconds": 600}, "10 minutes behind"),
+        ({"lagSeconds": 0.4, "connected": False}, "relay not reached yet"),
+        ({"lagSeconds": 0.4, "ago": "1 day"}, "the indexer is not running"),
+        ({"lagSeconds": 0.4, "desynced": 2}, "up to date · 2 repositories still to fetch"),
+    ],
+)
+async def test_every_search_says_how_complete_it_is(
+    said: dict[str, Any], text: str, holdings: Holdings, ask: Asker
+) -> None:
+    """At the foot of the page: an index whose indexer or relay is gone is not up to date."""
+    holdings.add(ALICE, DATASET, "one", dataset())
+    indexer_says(holdings, **said)
+    shown = await page(ask, "/?q=digits")
+    assert f"1 dataset · 2 repositories · {text}" in shown.text
 
 
 async def test_when_nothing_matches(holdings: Holdings, ask: Asker) -> None:
@@ -152,10 +240,25 @@ async def test_facets_are_links_that_filter(holdings: Holdings, ask: Asker) -> N
 
 
 async def test_a_publisher_may_be_asked_for_by_handle(holdings: Holdings, ask: Asker) -> None:
-    """The filter shows up as chosen, although facets know DIDs only."""
+    """The filter shows up as chosen, although facets know DIDs only; the @ that the page shows may be typed, too."""
     holdings.add(ALICE, DATASET, "one", dataset())
-    shown = await page(ask, "/?publishers=alice.test")
-    assert shown.links["@alice.test ×"] == "/"
+    for handle in ("alice.test", "@alice.test", "%40Alice.test"):
+        shown = await page(ask, f"/?publishers={handle}")
+        assert shown.links["@alice.test ×"] == "/"
+
+
+@pytest.mark.parametrize("spelled", ["cc0-1.0", "CC0-1.0"])
+async def test_a_filter_is_on_however_it_is_spelled(spelled: str, holdings: Holdings, ask: Asker) -> None:
+    """The facet shows the published spelling, marked as chosen once, and takes away what was asked for."""
+    holdings.add(ALICE, DATASET, "one", dataset("One", license="CC0-1.0", tags=["Speech"]))
+    holdings.add(ALICE, DATASET, "two", dataset("Two", license="MIT", tags=["speech"]))
+    shown = await page(ask, f"/?licenses={spelled}&tags=SPEECH")
+    assert "1 dataset" in shown.text
+    assert shown.links["CC0-1.0 ×"] == "/?tags=SPEECH"
+    assert shown.links[f"license {spelled} ×remove"] == "/?tags=SPEECH"
+    assert "cc0-1.0 0" not in shown.links
+    both = await page(ask, "/?licenses=mit&licenses=MIT")
+    assert both.links["MIT ×"] == "/"
 
 
 async def test_next_page_leads_to_the_end(holdings: Holdings, ask: Asker) -> None:
@@ -237,7 +340,7 @@ TAR = "https://example.com/0.tar"
             f"at://{ALICE}/blob/{CID}",
             f"{PDS}/xrpc/com.atproto.sync.getBlob?did=did%3Aplc%3A{'a' * 24}&cid={CID}",
         ),
-        ({"$type": "ac.foundation.dataset.storageTape"}, "The record does not say where its shards are.", None),
+        ({"$type": "ac.foundation.dataset.storageTape"}, "The record does not say where its shards are", None),
     ],
 )
 async def test_each_kind_of_storage(storage: Any, text: str, href: str | None, holdings: Holdings, ask: Asker) -> None:
@@ -247,6 +350,18 @@ async def test_each_kind_of_storage(storage: Any, text: str, href: str | None, h
     assert text in shown.text
     assert shown.links.get(text) == href
     assert_harmless(shown)
+
+
+@pytest.mark.parametrize("storage", [None, {}, {"$type": "ac.foundation.dataset.storageTape"}, "nowhere"])
+async def test_what_has_no_shards_is_not_to_be_loaded(storage: Any, holdings: Holdings, ask: Asker) -> None:
+    """Code that can only fail is not offered."""
+    holdings.add(ALICE, DATASET, "none", dataset("None", storage=storage))
+    holdings.add(ALICE, DATASET, "empty", dataset("Empty", storage={"$type": STORAGE_EXTERNAL, "urls": []}))
+    for rkey in ("none", "empty"):
+        shown = await page(ask, f"/dataset/{ALICE}/{rkey}")
+        assert "Load it" not in shown.text
+        assert "load_dataset" not in shown.text
+        assert "there is nothing to load" in shown.text
 
 
 async def test_collections_of_other_generations_have_pages(holdings: Holdings, ask: Asker) -> None:
@@ -260,7 +375,7 @@ async def test_collections_of_other_generations_have_pages(holdings: Holdings, a
     assert links[nsid.SUCCESSOR_DATASET] == f"/dataset/{ALICE}/{nsid.SUCCESSOR_DATASET}/same"
     for collection, href in links.items():
         if href.startswith("/dataset/"):
-            assert f"<h1>{collection}</h1>" in await ask.page(href)
+            assert f'<h1 dir="auto">{collection}</h1>' in await ask.page(href)
     assert nsid.SCHEMA in (await page(ask, f"/schema/{ALICE}/{nsid.SCHEMA}/same")).text
 
 
@@ -304,6 +419,57 @@ async def test_a_page_that_is_not_there(path: str, holdings: Holdings, ask: Aske
     response = await ask.client.get(path)
     assert response.status_code == 404
     assert Page(response.text).links["Search datasets"] == "/"
+
+
+@pytest.mark.parametrize("name", ["", "  ", "\u200b", "\u3164 \u2800", "\u202e\u0301"])
+async def test_a_name_of_which_nothing_is_to_be_seen(name: str, holdings: Holdings, ask: Asker) -> None:
+    """The record key stands in for it, wherever there must be something to click on."""
+    holdings.add(ALICE, SAMPLE_SCHEMA, "skey", schema(name))
+    holdings.add(ALICE, DATASET, "dkey", dataset(name, f"at://{ALICE}/{SAMPLE_SCHEMA}/skey"))
+    holdings.add(ALICE, LENS, "lkey", lens(name, f"at://{ALICE}/{SAMPLE_SCHEMA}/skey", ""))
+    assert (await page(ask, "/")).links["dkey"] == f"/dataset/{ALICE}/dkey"
+    shown = await page(ask, f"/dataset/{ALICE}/dkey")
+    assert '<h1 dir="auto">dkey</h1>' in shown.html
+    assert shown.links["skey"] == f"/schema/{ALICE}/skey"
+    shown = await page(ask, f"/schema/{ALICE}/skey")
+    assert '<h1 dir="auto">skey <' in shown.html
+    assert "lkey by @alice.test" in shown.text
+
+
+async def test_a_name_without_end_is_cut(holdings: Holdings, ask: Asker) -> None:
+    """A heading has no more of it than a screen."""
+    holdings.add(ALICE, DATASET, "one", dataset("word " * 100_000))
+    for path in ("/", f"/dataset/{ALICE}/one"):
+        assert 50 < (await page(ask, path)).text.partition("as it was published")[0].count("word") < 200
+
+
+async def test_fields_that_are_samples_lead_to_their_schema(holdings: Holdings, ask: Asker) -> None:
+    """By its name, on the pages of dataset and schema; one that is not known here is named, and leads nowhere."""
+    digit = holdings.add(ALICE, SAMPLE_SCHEMA, "digit", schema("Digit"))
+    lost = f"at://{ALICE}/{SAMPLE_SCHEMA}/lost"
+    fields = [
+        {"name": ref[-5:], "fieldType": {"$type": f"{nsid.FIELD_TYPE}#ref", "ref": ref}, "optional": False}
+        for ref in (digit, lost)
+    ]
+    pair = holdings.add(ALICE, SAMPLE_SCHEMA, "pair", schema("Pair", fields=fields))
+    holdings.add(ALICE, DATASET, "one", dataset("One", pair))
+    for path in (f"/dataset/{ALICE}/one", f"/schema/{ALICE}/pair"):
+        shown = await page(ask, path)
+        assert shown.links["Digit"] == f"/schema/{ALICE}/digit"
+        assert lost in shown.text
+        assert lost not in shown.links
+        assert "Description" not in shown.text, "a column that would be empty"
+
+
+async def test_many_problems_are_folded_up(holdings: Holdings, ask: Asker) -> None:
+    """The first few of a record's problems are shown; what it holds comes before the rest."""
+    holdings.add(ALICE, DATASET, "odd", dataset(tags=[7] * 12))
+    shown = await page(ask, f"/dataset/{ALICE}/odd")
+    assert "tags[0]: must be a string" in shown.text
+    before, _, folded = shown.html.partition("<details>")
+    assert before.count("must be a string") == 5
+    assert "7 more" in folded
+    assert folded.partition("</details>")[0].count("must be a string") == 7
 
 
 # --- Safety

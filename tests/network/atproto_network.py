@@ -4,7 +4,7 @@
         ada = network.create_account("ada")
         uri = ada.create_record("ac.foundation.dataset.label", {...})["uri"]
 
-As a command it runs a network in the foreground, with two accounts, until Ctrl-C:
+As a command it runs a network in the foreground, with two accounts, until Ctrl-C (`demo` adds datasets):
 
     python tests/network/atproto_network.py
 """
@@ -16,6 +16,7 @@ import json
 import secrets
 import select
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -382,25 +383,75 @@ def main() -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="keep everything here for the next run")
     parser.add_argument("--pds-port", type=int, help="default: a free one")
     parser.add_argument("--plc-port", type=int, help="default: a free one")
-    parser.add_argument("--publish", action="store_true", help="publish dataset cards from the two accounts")
+    parser.add_argument("--publish", action="store_true", help="publish dataset cards from the two accounts, once")
     options = parser.parse_args()
+    for name in ("pds", "plc"):
+        port = getattr(options, f"{name}_port")
+        if port and _is_taken(port):
+            parser.error(f"port {port} is taken: stop what uses it, or choose another with --{name}-port")
     with (
         contextlib.suppress(KeyboardInterrupt),
         start_network(data=options.data, pds_port=options.pds_port, plc_port=options.plc_port) as network,
     ):
+        accounts = _kept_accounts(network, options.data)
         print(f"PDS      {network.pds}")
         print(f"PLC      {network.plc}")
-        accounts = [network.create_account(f"{name}-{secrets.token_hex(2)}") for name in ("ada", "grace")]
         for account in accounts:
-            print(f"account  {account.handle}  password {account.password}  {account.did}")
+            print(f"account  {account.handle}  password {account.password}")
         if options.publish:
             # As a script, this file stands outside of the package that the corpus imports it from.
             sys.path.insert(0, str(HERE.parent))
-            from network.corpus import load_cards, publish
+            from network.corpus import DATASET, own_cards, publish
 
-            print(f"datasets {len(publish(load_cards(), accounts))}")
-        print(f"\ndeploy/up --relay {network.relay} --plc {network.plc}\n\nCtrl-C stops it.", flush=True)
+            if not any(account.list_records(DATASET) for account in accounts):
+                publish(own_cards(), accounts)
+            print(f"datasets {sum(len(account.list_records(DATASET)) for account in accounts)}")
+        # An index of this network and of no other.
+        index = f"{options.data}/index" if options.data else '"$(mktemp -d)"'
+        user = accounts[0]
+        print(
+            f"""
+To index and search it, in another terminal:
+  deploy/up --relay {network.relay} --plc {network.plc} --data {index}
+
+To publish in it and to load from it, as {user.handle}:
+  export ATDATA_PLC_URL={network.plc} ATDATA_ALLOW_PRIVATE_HOSTS=1
+and in Python:
+  client = AtmosphereClient("{network.pds}")
+  client.login("{user.handle}", "{user.password}")
+
+Ctrl-C stops it.""",
+            flush=True,
+        )
         threading.Event().wait()
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        # As the servers do: a port whose connections are only just closing is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return True
+    return False
+
+
+def _kept_accounts(network: Network, data: Path | None) -> list[Account]:
+    """Two accounts: those of the run before, where *data* keeps them, else new ones."""
+    file = data / "accounts.json" if data else None
+    if file is not None and file.exists():
+        logins = [{"identifier": did, "password": password} for did, password in json.loads(file.read_text())]
+        sessions = [network.procedure("com.atproto.server.createSession", login) for login in logins]
+        return [
+            Account(network, session["did"], session["handle"], login["password"], session["accessJwt"])
+            for login, session in zip(logins, sessions, strict=True)
+        ]
+    accounts = [network.create_account(name) for name in ("ada", "grace")]
+    if file is not None:
+        file.touch(0o600)
+        file.write_text(json.dumps([[account.did, account.password] for account in accounts]))
+    return accounts
 
 
 if __name__ == "__main__":

@@ -57,11 +57,14 @@ class Record:
 
 
 def load_cards() -> list[Card]:
-    """The 500 cards of $ATDATA_SHARED (default: `shared` beside the repository), else our own twelve."""
+    """The 500 cards of $ATDATA_SHARED (default: `shared` beside the repository), else our own few."""
     shared = Path(os.environ.get("ATDATA_SHARED", HERE.parents[2] / "shared")) / "corpora" / "dataset_cards.jsonl"
-    path, source = (shared, "shared") if shared.exists() else (HERE / "own_cards.jsonl", "own")
-    with path.open(encoding="utf-8") as lines:
-        return [_card(json.loads(line), source) for line in lines]
+    return _cards(shared, "shared") if shared.exists() else own_cards()
+
+
+def own_cards() -> list[Card]:
+    """Our own cards, which are everywhere the same: what the README shows is found among them."""
+    return _cards(HERE / "own_cards.jsonl", "own")
 
 
 def card_records(card: Card, did: str) -> list[Record]:
@@ -119,6 +122,11 @@ def batches(writes: Iterable[Json]) -> Iterator[list[Json]]:
         size += length
     if batch:
         yield batch
+
+
+def _cards(path: Path, source: str) -> list[Card]:
+    with path.open(encoding="utf-8") as lines:
+        return [_card(json.loads(line), source) for line in lines]
 
 
 def _card(row: Json, source: str) -> Card:

@@ -168,7 +168,7 @@ def test_documents_have_hashed_ids(fake: FakeServer, engine: MeilisearchEngine) 
     """An AT URI is no Meilisearch id; what is stored has an id of letters and digits, and deletes find it."""
     engine.apply([dataset(1, fields=("image:ndarray:uint8",)), dataset(1), dataset(2)], [])
     assert all(re.fullmatch("[0-9a-f]{64}", id_) for id_ in fake.documents)
-    assert sorted(engine.uris()) == [dataset(1).uri, dataset(2).uri]
+    assert sorted(dict(engine.stamps())) == [dataset(1).uri, dataset(2).uri]
     engine.apply([], [dataset(1).uri])
     assert [document["uri"] for document in fake.documents.values()] == [dataset(2).uri]
     assert engine.count() == 1
@@ -180,7 +180,7 @@ def test_missing_index_is_empty(engine: MeilisearchEngine) -> None:
     """Before the first write there is nothing to find, and that is no error."""
     assert engine.search(Query("x", facets=("tags",))).facets == {"tags": {}}
     assert engine.count() == 0
-    assert list(engine.uris()) == []
+    assert list(dict(engine.stamps())) == []
 
 
 def test_failed_task(fake: FakeServer, engine: MeilisearchEngine) -> None:

@@ -142,7 +142,7 @@ def test_reading_creates_nothing(tmp_path: Path) -> None:
     """An engine that only reads leaves the folder as it is, also where there is none."""
     for folder in (tmp_path, tmp_path / "missing"):
         engine = TantivyEngine(folder)
-        assert engine.search(Query("x", facets=FACETS)).total == engine.count() == len(list(engine.uris())) == 0
+        assert engine.search(Query("x", facets=FACETS)).total == engine.count() == len(list(dict(engine.stamps()))) == 0
         engine.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -199,7 +199,7 @@ def test_a_failed_batch_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(AttributeError):
         engine.apply([dataset(2), None], [dataset(1).uri])  # type: ignore[list-item]
     engine.apply([dataset(3)], [])
-    assert sorted(uri[-1] for uri in engine.uris()) == ["1", "3"]
+    assert sorted(uri[-1] for uri in dict(engine.stamps())) == ["1", "3"]
     engine.close()
 
 
@@ -410,7 +410,7 @@ def test_damage_found_while_searching(tmp_path: Path) -> None:
             stored.write(bytes(range(256)))
     engine = TantivyEngine(tmp_path)
     assert engine.count() == 200
-    for ask in (lambda: engine.search(Query("whale")), lambda: list(engine.uris())):
+    for ask in (lambda: engine.search(Query("whale")), lambda: list(dict(engine.stamps()))):
         with pytest.raises(ConfigError, match="cannot read the search index"):
             ask()
     engine.close()

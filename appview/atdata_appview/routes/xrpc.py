@@ -67,8 +67,16 @@ def checked_params(nsid: str, query_string: bytes, *, skip_empty: bool = False) 
             # Postgres has no text with NUL in it; neither has anything that we index.
             raise InvalidRequest(f"{name[:100]}: must not contain the character NUL")
         if value or not skip_empty:
-            given.setdefault(name, []).append(value)
+            given.setdefault(name, []).append(_bare(nsid, name, value))
     return load_lexicons().validate_params(nsid, given)
+
+
+def _bare(nsid: str, name: str, value: str) -> str:
+    """*value* without the @ that people, and our own pages, put before handles; the protocol's handles have none."""
+    query = load_lexicons().query(nsid)
+    schema = query.parameters.get(name, {}) if query else {}
+    is_account = schema.get("items", schema).get("format") == "at-identifier"
+    return value.removeprefix("@") if is_account else value
 
 
 # Every verb, so that the wrong one, too, is answered by what knows the method.

@@ -6,8 +6,10 @@ URIs and takes the rows from Postgres, so that a stale index can never show what
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol, get_args
 
@@ -16,6 +18,9 @@ Sort = Literal["relevance", "newest", "oldest", "samples", "name"]
 
 FACETS: tuple[Facet, ...] = get_args(Facet)
 SORTS: tuple[Sort, ...] = get_args(Sort)
+
+#: The facets whose values people write by hand: case makes no difference. The others are identifiers, where it may.
+CASELESS: frozenset[Facet] = frozenset({"tags", "license", "storage"})
 
 #: A facet lists at most this many values, the most frequent first.
 FACET_VALUES = 50
@@ -44,6 +49,12 @@ class Document:
     samples: int | None = None
     bytes: int | None = None
 
+    @property
+    def stamp(self) -> str:
+        """A digest of all of it: two documents that differ in anything have different ones."""
+        values = {**asdict(self), "created_at": self.created_at.timestamp()}
+        return hashlib.blake2b(json.dumps(values).encode("utf-8", "replace"), digest_size=12).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
@@ -53,7 +64,8 @@ class Query:
     itself, a word it is the beginning of, and words within a typo or two. ``"double quotes"`` ask for a phrase.
 
     Filters of different kinds must all hold. Within ``tags`` and ``fields`` every value must be present; within the
-    others one of them. ``fields`` takes ``name``, ``name:type`` or ``name:type:dtype``.
+    others one of them. ``fields`` takes ``name``, ``name:type`` or ``name:type:dtype``. Case makes no difference,
+    but in ``schemas`` and ``publishers``.
     """
 
     text: str = ""
@@ -85,7 +97,8 @@ class Hit:
 class Results:
     """One page. ``cursor`` is None on the last one. ``facets`` maps a facet to its values' counts, most frequent first.
 
-    Facet counts are disjunctive: a facet's own filter does not hide its other values.
+    Facet counts are disjunctive: a facet's own filter does not hide its other values. Values that differ in case only
+    are counted together, under one of the spellings that were published.
     """
 
     hits: tuple[Hit, ...]
@@ -113,8 +126,8 @@ class SearchEngine(Protocol):
         """How many documents there are."""
         ...
 
-    def uris(self) -> Iterator[str]:
-        """Every document's URI, in no particular order."""
+    def stamps(self) -> Iterator[tuple[str, str]]:
+        """Every document's URI and `Document.stamp`, in no particular order."""
         ...
 
     def clear(self) -> None:

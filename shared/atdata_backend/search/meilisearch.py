@@ -63,8 +63,9 @@ class MeilisearchEngine:
 
     Raises NetworkError if the server does not answer or cannot do what it is asked, ConfigError if it refuses the key.
 
-    Where it differs from the embedded engine, by Meilisearch's nature: filters and facets ignore case, only the last
-    word may be unfinished, words are dropped from the end of a query that nothing matches, and ten words count.
+    Where it differs from the embedded engine, by Meilisearch's nature: URIs of schemas are compared without case, too,
+    only the last word may be unfinished, words are dropped from the end of a query that nothing matches, and ten words
+    count.
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
@@ -109,16 +110,18 @@ class MeilisearchEngine:
         except _NoIndex:
             return 0
 
-    def uris(self) -> Iterator[str]:
-        """Every document's URI, in no particular order."""
+    def stamps(self) -> Iterator[tuple[str, str]]:
+        """Every document's URI and stamp, in no particular order."""
         offset = 0
         while True:
             try:
                 with self._asking() as client:
-                    page = client.index(INDEX).get_documents({"fields": ["uri"], "limit": 1_000, "offset": offset})
+                    page = client.index(INDEX).get_documents(
+                        {"fields": ["uri", "stamp"], "limit": 1_000, "offset": offset}
+                    )
             except _NoIndex:
                 return
-            yield from (document.uri for document in page.results)
+            yield from ((document.uri, getattr(document, "stamp", "")) for document in page.results)
             offset += len(page.results)
             if not page.results:
                 return
@@ -211,6 +214,7 @@ def _document(document: Document) -> dict[str, Any]:
         "id": id_,
         "tie": int(id_[:13], 16),  # numbers are doubles there, so 52 bits
         "uri": uri,
+        "stamp": document.stamp,
         "name": name,
         "forms": sorted(text.forms(name).union(*map(text.forms, [*tags, document.schema_name, *field_names]))),
         "tags": tags,

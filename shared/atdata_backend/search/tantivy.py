@@ -6,13 +6,15 @@ import hashlib
 import json
 import logging
 import math
+import re
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,20 @@ from tantivy import Query as Q  # noqa: N817 - ours is `Query`
 
 from atdata.errors import ConfigError
 from atdata_backend.search import cursors, text
-from atdata_backend.search.base import FACET_VALUES, FACETS, BadCursor, Document, Facet, Hit, Query, Results, Sort
+from atdata_backend.search.base import (
+    CASELESS,
+    FACET_VALUES,
+    FACETS,
+    BadCursor,
+    Document,
+    Facet,
+    Hit,
+    Query,
+    Results,
+    Sort,
+)
 
 log = logging.getLogger(__name__)
-
-#: The index's folder is named after it. Raise it when the schema or the analysis changes: the next writer then starts
-#: an empty index and removes the old one, readers find nothing until it has, and the feed fills it.
-FORMAT = 1
 
 # The least that tantivy takes. One thread is enough: a batch of 1,000 takes well under a second.
 _WRITER_BYTES = 15_000_000
@@ -60,7 +69,17 @@ _INT64 = 2**63 - 1
 
 # How tantivy, which has one exception for everything, says that a file is not as it was written. Not among them: a
 # lock that another holds, a folder that is closed to us, a disk that is full.
-_DAMAGE = ("Data corrupt", "FileDoesNotExist(", "kind: InvalidData", "kind: UnexpectedEof")
+_DAMAGE = (
+    "Data corrupt",
+    "FileDoesNotExist(",
+    "kind: InvalidData",
+    "kind: UnexpectedEof",
+    "the schema does not match",
+    "IncompatibleIndex",
+)
+
+# What tantivy keeps in an index's folder: two lists, a lock or two, and the files of segments.
+_FILE = re.compile(r"meta\.json|\.managed\.json|\.tantivy-[a-z]+\.lock|\.tmp\w+|[0-9a-f]{32}\.[0-9a-z.]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +119,19 @@ class TantivyEngine:
 
     Any number of processes may read; they see a commit at their next search. Without an index, readers find nothing.
     The first write opens the index for writing: ConfigError if another process has it open already. An index whose
-    files are damaged is replaced by an empty one then, with a warning; readers raise ConfigError.
+    files are damaged or of another schema is replaced by an empty one then, with a warning; readers raise ConfigError.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder / f"index-{FORMAT}"
+        self._folder = folder / f"index-{FORMAT:08x}"
         self._reading = threading.Lock()
         self._writing = threading.Lock()
         self._index: tantivy.Index | None = None
         self._writer: tantivy.IndexWriter | None = None
         self._current: _Snapshot | None = None
         self._snapshots: OrderedDict[str, _Snapshot] = OrderedDict()
-        self._values: dict[int, str] = {}  # of facets, by number; only those that were ever among the most frequent
+        # By facet and number; only those that were ever among the most frequent.
+        self._values: dict[tuple[Facet, int], str] = {}
 
     def apply(self, upserts: Sequence[Document], deletes: Sequence[str]) -> None:
         """Store and remove documents, deletes first; durable and visible to all when it returns.
@@ -171,16 +191,16 @@ class TantivyEngine:
         snapshot = self._snapshot()
         return snapshot.searcher.num_docs if snapshot else 0
 
-    def uris(self) -> Iterator[str]:
-        """Every document's URI, in no particular order, as of now."""
+    def stamps(self) -> Iterator[tuple[str, str]]:
+        """Every document's URI and stamp, in no particular order, as of now."""
         snapshot = self._snapshot()
         if snapshot and (count := snapshot.searcher.num_docs):
             with self._intact():
                 hits = snapshot.searcher.search(Q.all_query(), count, count=False).hits
             for _, address in hits:
                 with self._intact():
-                    uri = _Stored.of(snapshot.searcher, address).uri
-                yield uri
+                    stored = _Stored.of(snapshot.searcher, address)
+                yield stored.uri, stored.stamp
 
     def clear(self) -> None:
         """Remove every document."""
@@ -274,12 +294,17 @@ class TantivyEngine:
                 )
             raise ConfigError(message) from error
         for old in self._folder.parent.glob("index-*"):
-            if old != self._folder:
+            if old != self._folder and _is_index(old):
+                log.info("removing the search index %s, which %s replaces", old, self._folder.name)
                 shutil.rmtree(old, ignore_errors=True)
         return self._writer
 
     def _start_over(self, error: BaseException) -> None:
         """Replace the damaged index by an empty one. Nothing is lost: it is derived from the database."""
+        if not _is_index(self._folder):
+            raise ConfigError(
+                f"{self._folder} should be a search index and holds something else; move it away, or set another folder"
+            ) from error
         log.warning("the search index in %s is damaged (%s); starting an empty one", self._folder, error)
         self._writer = None
         with self._reading:
@@ -287,13 +312,20 @@ class TantivyEngine:
             self._snapshots.clear()
         # Out of the readers' way in one step: they find nothing rather than a half. Opening the new one removes it.
         aside = self._folder.with_name(f"{self._folder.name}-damaged")
-        shutil.rmtree(aside, ignore_errors=True)
         try:
+            if aside.exists() and _is_index(aside):
+                shutil.rmtree(aside)
             self._folder.rename(aside)
         except OSError as failure:
             message = f"cannot replace the damaged search index in {self._folder.parent} ({failure}); delete it"
             raise ConfigError(message) from failure
         self._open_writer()
+
+
+def _is_index(folder: Path) -> bool:
+    """Whether there is nothing in *folder* but what tantivy writes, so that it is ours to remove."""
+    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    return bool(names) and all(map(_FILE.fullmatch, names))
 
 
 def _schema() -> tantivy.Schema:
@@ -329,7 +361,7 @@ def _index_document(document: Document) -> tantivy.Document:
     words = text.words(name)
     keywords = [word for label in labels for word in text.words(label)]
     handle = text.words(_cut(document.handle or ""))
-    loose = text.forms(name).union(*map(text.forms, labels))
+    loose = sorted(text.forms(name).union(*map(text.forms, labels)))
     all_words = " ".join([*text.words(description), *words, *keywords, *handle])
     facets: dict[Facet, list[str]] = {
         "tags": tags,
@@ -350,21 +382,30 @@ def _index_document(document: Document) -> tantivy.Document:
         "handle": " ".join(handle),
         "text": " ".join([all_words, *loose]),
         "stems": " ".join(_STEMMER.analyze(all_words)),
-        **{facet: list(map(_number, of_facet)) for facet, of_facet in facets.items()},
-        "columns": [_number(form) for form in {form for column in columns for form in text.column_forms(column)}],
+        **{facet: _numbers(_key(facet, value) for value in of_facet) for facet, of_facet in facets.items()},
+        "columns": _numbers(text.key(form) for column in columns for form in text.column_forms(column)),
         "created": created,
         "samples": samples,
         "initial": _initial(folded_name),
         "by_created": f"{created:016x}{id_:016x}",
         "by_samples": f"{samples:016x}{id_:016x}",
         "by_name": f"{folded_name[:100]}\t{id_:016x}",
-        "stored": json.dumps([uri, name, description, facets]).encode(),
+        "stored": json.dumps([uri, name, description, facets, document.stamp]).encode(),
     }
     return tantivy.Document.from_dict(values)
 
 
 def _cut(value: str) -> str:
     return text.clean(value[:_MAX_VALUE])
+
+
+def _key(facet: Facet, value: str) -> str:
+    """What a facet's *value* is counted and filtered by."""
+    return text.key(value) if facet in CASELESS else value
+
+
+def _numbers(values: Iterable[str]) -> list[int]:
+    return list(dict.fromkeys(map(_number, values)))  # each once, or it would be counted twice
 
 
 def _number(value: str) -> int:
@@ -388,6 +429,39 @@ def _initial(name: str) -> int:
     return int.from_bytes(name.encode()[:7].ljust(7, b"\0"), "big")
 
 
+# One document with something of everything that the analysis treats in its own way.
+_SPECIMEN = Document(
+    uri="at://did:plc:x/ac.foundation.dataset.record/x",
+    did="did:plc:x",
+    handle="x.example",
+    name="The WikiQA imageNet-1k Café of Æ 数据集 🐋",
+    created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    description="Anybody's policies, 2018: e\u0301, สวัสดี, हिन्दी " + "word " * 3,
+    tags=(" Speech-Recognition", "speech-recognition", "ﬁn"),
+    license="CC0-1.0",
+    schema_uri="at://did:plc:x/ac.foundation.dataset.sampleSchema/X",
+    schema_name="ImageText",
+    fields=("Image:ndarray:uint8", "label_id:int"),
+    storage="external",
+    samples=7,
+    bytes=7,
+)
+
+
+def _format() -> int:
+    """A number of all that decides what is in an index: its schema, tantivy's release, what we make of a document."""
+    definition = _schema().__reduce__()[1]  # as for pickle: the fields with their options
+    release = version("tantivy")  # whose files another may not read
+    made = _index_document(_SPECIMEN).to_dict()
+    stamp = json.dumps([definition, release, made], sort_keys=True, default=lambda value: bytes(value).hex())
+    return int.from_bytes(hashlib.sha256(stamp.encode()).digest()[:4], "big")
+
+
+#: The index's folder is named after it, so that a change of the schema or of the analysis cannot be forgotten: the next
+#: writer then starts an empty index and removes the old one, readers find nothing until it has, and the feed fills it.
+FORMAT = _format()
+
+
 @dataclass(frozen=True, slots=True)
 class _Stored:
     """What the index gives back of a document."""
@@ -396,6 +470,7 @@ class _Stored:
     name: str
     description: str
     facets: Mapping[Facet, list[str]]
+    stamp: str
 
     @classmethod
     def of(cls, searcher: Searcher, address: tantivy.DocAddress) -> _Stored:
@@ -421,7 +496,7 @@ class _Search:
         query: Query,
         asked: text.Asked,
         after: _Ranked | str | None,
-        values: dict[int, str],
+        values: dict[tuple[Facet, int], str],
     ) -> None:
         self.snapshot = snapshot
         self._searcher = snapshot.searcher
@@ -556,16 +631,16 @@ class _Search:
         return counts
 
     def _value(self, facet: Facet, number: int) -> str:
-        """The value that *number* stands for, which any document that has it knows."""
-        value = self._values.get(number)
+        """The value that *number* stands for, which any document that has it knows, in that document's spelling."""
+        value = self._values.get((facet, number))
         if value is None:
             holder = Q.term_query(self.snapshot.schema, facet, number, "basic")
             ((_, address),) = self._searcher.search(holder, 1, count=False).hits
             held = _Stored.of(self._searcher, address).facets[facet]
-            value = next(value for value in held if _number(value) == number)
+            value = next(value for value in held if _number(_key(facet, value)) == number)
             if len(self._values) > _MAX_VALUES_KNOWN:
                 self._values.clear()
-            self._values[number] = value
+            self._values[facet, number] = value
         return value
 
 
@@ -588,23 +663,26 @@ def _filters(schema: tantivy.Schema, query: Query) -> dict[str, Q]:
     """One query per kind of filter, under the facet's name where it has one."""
 
     def term(name: str, value: str) -> Q:
-        return Q.term_query(schema, name, _number(_cut(value)), "basic")
+        return Q.term_query(schema, name, _number(value), "basic")
 
     def between(name: str, low: int | None, high: int | None) -> Q:
         return Q.range_query(schema, name, FieldType.Integer, low, high)
 
     filters: dict[str, Q] = {}
-    for name, values in (("tags", query.tags), ("columns", text.columns(query.fields))):
+    if query.tags:
+        filters["tags"] = _all_of([term("tags", _key("tags", _cut(value))) for value in query.tags])
+    if query.fields:
+        filters["columns"] = _all_of([term("columns", text.key(value)) for value in text.columns(query.fields)])
+    one_of: dict[Facet, tuple[str, ...]] = {
+        "license": query.licenses,
+        "schema": query.schemas,
+        "publisher": query.publishers,
+        "storage": query.storage,
+    }
+    for facet, values in one_of.items():
         if values:
-            filters[name] = _all_of([term(name, value) for value in values])
-    for name, values in (
-        ("license", query.licenses),
-        ("schema", query.schemas),
-        ("publisher", query.publishers),
-        ("storage", query.storage),
-    ):
-        if values:
-            filters[name] = Q.boolean_query([(Occur.Should, term(name, value)) for value in values])
+            terms = [term(facet, _key(facet, _cut(value))) for value in values]
+            filters[facet] = Q.boolean_query([(Occur.Should, one) for one in terms])
     if query.min_samples is not None or query.max_samples is not None:
         # From 1: who does not say how many samples there are has not said that there are few.
         low, high = query.min_samples, query.max_samples

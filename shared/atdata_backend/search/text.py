@@ -79,6 +79,15 @@ def fold(text: str) -> str:
     return unicodedata.normalize("NFC", _LATIN_MARKS.sub("", folded).translate(_PLAIN))
 
 
+def key(value: str) -> str:
+    """What a filter's *value* is compared by: people write CC0-1.0 and cc0-1.0. As Meilisearch compares, too.
+
+    >>> key(" CC0-1.0") == key("cc0-1.0")
+    True
+    """
+    return unicodedata.normalize("NFKD", value.strip()).lower()
+
+
 def words(text: str) -> list[str]:
     """The folded words of *text*: ``ImageNet-1k`` is ``imagenet``, ``1k``; 数据集 is 数据, 据集, 集."""
     return [word for token in _tokens(text) for word in _folded(token)]
