@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -68,9 +69,55 @@ def serve(answer: Answer) -> Iterator[Web]:
         try:
             yield web
         finally:
-            # The library keeps connections open; the server would wait for them.
-            for is_guarded in (True, False):
-                network._client(is_guarded).close()
-            network._client.cache_clear()
+            _forget_connections()  # which the library keeps open, and for which the server would wait
             server.shutdown()
             thread.join()
+
+
+def _forget_connections() -> None:
+    for is_guarded in (True, False):
+        network._client(is_guarded).close()
+    network._client.cache_clear()
+
+
+@dataclass
+class Drip:
+    """A running server that takes its time, and whether anybody waited for all of an answer."""
+
+    url: str
+    was_waited_for: bool = False
+
+
+@contextmanager
+def dripping(begin: bytes, drop: bytes, end: bytes) -> Iterator[Drip]:
+    """A server that answers with *begin*, with a *drop* every tenth of a second, a hundred times over, and *end*."""
+    over = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(begin)
+        for _ in range(100):
+            connection.sendall(drop)
+            if over.wait(0.1):
+                return
+        connection.sendall(end)
+        drip.was_waited_for = True
+
+    def run() -> None:
+        while not over.is_set():
+            connection, _ = listener.accept()
+            # That the client has gone is what should happen.
+            with connection, suppress(OSError):
+                answer(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        drip = Drip(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield drip
+        finally:
+            over.set()
+            socket.create_connection(listener.getsockname()).close()
+            thread.join()
+            _forget_connections()

@@ -23,7 +23,17 @@ from numpy.lib import format as npy
 from atdata.atmosphere.records import is_dtype
 from atdata.errors import SampleError
 
-__all__ = ["NPY_MAGIC", "pack_any", "pack_array", "pack_map", "unpack_any", "unpack_array", "unpack_map"]
+__all__ = [
+    "NPY_MAGIC",
+    "is_identical",
+    "pack_any",
+    "pack_array",
+    "pack_map",
+    "pack_stored",
+    "unpack_any",
+    "unpack_array",
+    "unpack_map",
+]
 
 NPY_MAGIC: Final = b"\x93NUMPY"
 # NumPy's own limit for what `ast.literal_eval` is given.
@@ -49,8 +59,10 @@ def pack_array(array: Array) -> bytes:
     >>> pack_array(np.zeros((2, 3), np.uint8))[:6]
     b'\\x93NUMPY'
 
-    Raises SampleError for dtypes that would need pickle, or that the format cannot name.
+    Raises SampleError for dtypes that would need pickle, or that the format cannot name, and for masked arrays.
     """
+    if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
+        raise SampleError("a masked array would lose its mask; store .filled() and .mask as two fields")
     is_fortran = array.flags.f_contiguous and not array.flags.c_contiguous
     header = _npy_header(array.dtype, array.shape, is_fortran)
     return header + array.tobytes("F" if is_fortran else "C")
@@ -194,11 +206,35 @@ def unpack_map(data: bytes | memoryview) -> dict[str, Any]:
     return fields
 
 
+def is_identical(a: Any, b: Any) -> bool:
+    """Whether msgpack holds two values in the same way: 1, 1.0 and True it does not, and a NaN is itself.
+
+    >>> is_identical({"a": 1}, {"a": True})
+    False
+    """
+    try:
+        return ormsgpack.packb(a, option=_PACK_OPTIONS) == ormsgpack.packb(b, option=_PACK_OPTIONS)
+    except TypeError:  # not at all
+        return False
+
+
 # --- Values of fields without a declared type
 
 
-def pack_any(value: Any, depth: int = 0) -> Any:
-    """*value* with every array in it, however deep, in the `.npy` format."""
+def pack_any(value: Any) -> Any:
+    """*value* with every array in it, however deep, in the `.npy` format. Tuples become lists, as in JSON.
+
+    Raises SampleError for what would not be found again: bytes that look like an array, and nesting without end.
+    """
+    return _packed(value, 0, False)
+
+
+def pack_stored(value: Any) -> Any:
+    """The same of a value in which arrays may be packed already, as they are in what was read."""
+    return _packed(value, 0, True)
+
+
+def _packed(value: Any, depth: int, is_stored: bool) -> Any:
     if isinstance(value, np.ndarray):
         return pack_array(value)
     if isinstance(value, np.generic):
@@ -206,8 +242,13 @@ def pack_any(value: Any, depth: int = 0) -> Any:
     if isinstance(value, dict | list | tuple):
         _check_depth(depth)
         if isinstance(value, dict):
-            return {key: pack_any(one, depth + 1) for key, one in value.items()}
-        return [pack_any(one, depth + 1) for one in value]
+            return {key: _packed(one, depth + 1, is_stored) for key, one in value.items()}
+        return [_packed(one, depth + 1, is_stored) for one in value]
+    if not is_stored and isinstance(value, bytes | bytearray) and value.startswith(NPY_MAGIC):
+        raise SampleError(
+            "these bytes begin like a .npy file and would be read as an array; "
+            "give the array itself, or store them in a field that is declared as bytes"
+        )
     return value
 
 

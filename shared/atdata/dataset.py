@@ -6,13 +6,14 @@ import os
 import random
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Generic, cast, overload
 
 import numpy as np
 
 from atdata import codec
-from atdata.errors import SampleError, SchemaError, ShardError
+from atdata.errors import ArgumentError, SampleError, SchemaError, ShardError, redacted
 from atdata.lens import Lens, LensNetwork
 from atdata.protocols import DataSource
 from atdata.sample import DictSample, sample_type_of
@@ -43,7 +44,8 @@ class SampleBatch(Generic[T]):
     ((2, 28, 28), [7, 1])
 
     A field is put together when it is first asked for. Raises SampleError, a ValueError, for arrays whose shapes
-    differ.
+    differ, or whose dtypes do by more than the byte order or the length of text: one array of them would hold other
+    values.
     """
 
     def __init__(self, samples: Iterable[T]) -> None:
@@ -62,15 +64,7 @@ class SampleBatch(Generic[T]):
         except KeyError:
             raise AttributeError(f"not every sample of the batch has a field {name!r}") from None
         if all(isinstance(value, np.ndarray) for value in values):
-            try:
-                values = np.stack(values)  # type: ignore[assignment]
-            except (ValueError, TypeError):
-                kinds = list(dict.fromkeys(f"{value.dtype} {value.shape}" for value in values))
-                raise SampleError(
-                    f"arrays of different shapes cannot be stacked: {', '.join(kinds[:4])}; "
-                    f"use [sample.{name} for sample in batch.samples]",
-                    name,
-                ) from None
+            values = _stack(name, values)  # type: ignore[assignment]
         # From now on an attribute like any other.
         self.__dict__[name] = values
         return values
@@ -88,6 +82,33 @@ class SampleBatch(Generic[T]):
         from atdata import html
 
         return html.batch(self)
+
+
+def _stack(name: str, arrays: Sequence[codec.Array]) -> codec.Array:
+    problem, advice = "shapes", ""
+    # Not left to NumPy, which makes one dtype of any two: of int64 and uint64 a float64, of text and numbers text.
+    if len({array.dtype for array in arrays}) > 1 and len({_kind_of(array.dtype) for array in arrays}) > 1:
+        problem, advice = "dtypes", "convert them to one with .astype, or "
+    else:
+        try:
+            stacked = np.stack(arrays)
+        except ValueError:
+            pass
+        else:
+            if not isinstance(stacked, np.ma.MaskedArray):
+                return stacked
+            problem = "masks"
+    kinds = list(dict.fromkeys(f"{array.dtype} {array.shape}" for array in arrays))
+    raise SampleError(
+        f"arrays of different {problem} cannot be stacked: {', '.join(kinds[:4])}; "
+        f"{advice}use [sample.{name} for sample in batch.samples]",
+        name,
+    )
+
+
+def _kind_of(dtype: np.dtype[Any]) -> np.dtype[Any] | str:
+    """What arrays must have in common to be stacked: their dtype, apart from byte order and length of text."""
+    return dtype.kind if dtype.kind in "US" else dtype.newbyteorder("=")
 
 
 class _Pass(Generic[V]):
@@ -220,37 +241,58 @@ class Dataset(Generic[T]):
         >>> for batch in dataset.ordered(batch_size=32): ...
 
         Each iteration over the result reads the shards once. Raises ShardError and SampleError while reading.
+
+        The result can be sent to other processes, each of which reads all of it. To read a dataset with *n* workers,
+        give worker *i* a slice of the shards:
+
+        >>> mine = atdata.Dataset[Digit](dataset.list_shards()[i::n])
         """
-        return self._passes(lambda: self._decoded(self._stored(self.list_shards())), batch_size)
+        return self._passes(self._in_order, batch_size)
+
+    def _in_order(self) -> Iterator[T]:
+        return self._decoded(self._stored(self.list_shards()))
 
     @overload
     def shuffled(
-        self, buffer_shards: int = 100, buffer_samples: int = 10_000, batch_size: None = None
+        self,
+        buffer_shards: int = 100,
+        buffer_samples: int = 10_000,
+        batch_size: None = None,
+        *,
+        seed: int | None = None,
     ) -> Iterable[T]: ...
     @overload
     def shuffled(
-        self, buffer_shards: int = 100, buffer_samples: int = 10_000, *, batch_size: int
+        self, buffer_shards: int = 100, buffer_samples: int = 10_000, *, batch_size: int, seed: int | None = None
     ) -> Iterable[SampleBatch[T]]: ...
     @overload
-    def shuffled(self, buffer_shards: int, buffer_samples: int, batch_size: int) -> Iterable[SampleBatch[T]]: ...
     def shuffled(
-        self, buffer_shards: int = 100, buffer_samples: int = 10_000, batch_size: int | None = None
+        self, buffer_shards: int, buffer_samples: int, batch_size: int, *, seed: int | None = None
+    ) -> Iterable[SampleBatch[T]]: ...
+    def shuffled(
+        self,
+        buffer_shards: int = 100,
+        buffer_samples: int = 10_000,
+        batch_size: int | None = None,
+        *,
+        seed: int | None = None,
     ) -> Iterable[T] | Iterable[SampleBatch[T]]:
         """The samples in another order on each iteration; else as `ordered`.
 
         Shards are drawn from a buffer of *buffer_shards* names, samples from one of *buffer_samples* still packed
         samples, which all stay in memory. Both cover a whole dataset that is not larger than they are.
+        With a *seed* the order is the same each time: give another one for each epoch.
         """
-        for size in (buffer_shards, buffer_samples):
+        for name, size in (("buffer_shards", buffer_shards), ("buffer_samples", buffer_samples)):
+            _check_count(name, size)
             if size < 1:
                 raise ValueError(f"a buffer holds at least 1, not {size}")
+        return self._passes(partial(self._in_random_order, buffer_shards, buffer_samples, seed), batch_size)
 
-        def start() -> Iterator[T]:
-            rng = random.Random()  # noqa: S311 — an order is no secret
-            shards = _shuffle(iter(self.list_shards()), buffer_shards, rng)
-            return self._decoded(_shuffle(self._stored(shards), buffer_samples, rng))
-
-        return self._passes(start, batch_size)
+    def _in_random_order(self, buffer_shards: int, buffer_samples: int, seed: int | None) -> Iterator[T]:
+        rng = random.Random(seed)  # noqa: S311 — an order is no secret
+        shards = _shuffle(iter(self.list_shards()), buffer_shards, rng)
+        return self._decoded(_shuffle(self._stored(shards), buffer_samples, rng))
 
     def __iter__(self) -> Iterator[T]:
         return iter(self.ordered())
@@ -260,15 +302,10 @@ class Dataset(Generic[T]):
     ) -> Iterable[T] | Iterable[SampleBatch[T]]:
         if batch_size is None:
             return _Pass(start)
+        _check_count("batch_size", batch_size)
         if batch_size < 1:
             raise ValueError(f"a batch has at least 1 sample, not {batch_size}")
-
-        def batches() -> Iterator[SampleBatch[T]]:
-            samples = start()
-            while batch := list(islice(samples, batch_size)):
-                yield SampleBatch(batch)
-
-        return _Pass(batches)
+        return _Pass(partial(_batches, start, batch_size))
 
     def _stored(self, shards: Iterable[str]) -> Iterator[tuple[str, str, bytes]]:
         """Shard, key and bytes of every sample."""
@@ -330,8 +367,9 @@ class Dataset(Generic[T]):
         >>> dataset.to_parquet("digits.parquet")
 
         *sample_map* makes a sample's row. With *maxcount* there are as many files as it takes, each with at most so
-        many rows: `digits-000000.parquet` and so on. Needs the extra `parquet`. Raises SampleError for values for which
-        Parquet has no type, such as complex numbers.
+        many rows: `digits-000000.parquet` and so on. No file is there before all of them are whole. Needs the extra
+        `parquet`. Raises SampleError for values for which Parquet has no type, such as complex numbers, and for a
+        column in which types or dtypes differ; only integers among floats are taken, where a float holds them exactly.
         """
         from atdata import parquet
 
@@ -343,12 +381,24 @@ class Dataset(Generic[T]):
         except SchemaError:
             name = "?"
         shown = getattr(self._source, "url", None)
-        return f"Dataset[{name}]({self._source if shown is None else shown!r})"
+        return f"Dataset[{name}]({self._source if shown is None else redacted(shown)!r})"
 
     def _repr_html_(self) -> str:
         from atdata import html
 
         return html.dataset(self)
+
+
+def _check_count(name: str, value: object) -> None:
+    if not hasattr(value, "__index__"):
+        raise ArgumentError(f"{name} is a whole number such as 32, not {value!r}")
+
+
+# Not closures: passes are sent to other processes.
+def _batches(start: Callable[[], Iterator[T]], batch_size: int) -> Iterator[SampleBatch[T]]:
+    samples = start()
+    while batch := list(islice(samples, batch_size)):
+        yield SampleBatch(batch)
 
 
 def _shuffle(items: Iterator[V], size: int, rng: random.Random) -> Iterator[V]:

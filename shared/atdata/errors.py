@@ -8,6 +8,8 @@
     ├── SampleError              a sample that cannot be packed, read or stacked (also ValueError)
     ├── LensError                a lens that does not fit, or a path that does not exist (also ValueError)
     ├── SourceError              an address of a dataset that we do not open, or a split it has not (also ValueError)
+    │   └── UnknownSplitError    a dataset has no split of this name (also KeyError)
+    ├── ArgumentError            an argument of another kind than the one that is taken (also TypeError)
     ├── ShardError               a shard that cannot be read
     │   ├── MissingShardError    there is nothing at its address (also FileNotFoundError)
     │   └── UnknownShardError    the data source has no shard of this name (also KeyError)
@@ -18,15 +20,18 @@
         ├── NotFoundError        no such account, record or label (also LookupError)
         └── RateLimitError       a server wants us to come back later
 
-Each message names the culprit. Those that reach a person end with what to do next.
+Each message names the culprit. Those that reach a person end with what to do next. None repeats a password: what an
+error is made of is `redacted`.
 """
 
 from __future__ import annotations
 
+import re
 from errno import ENOENT
 from typing import Any
 
 __all__ = [
+    "ArgumentError",
     "AtdataError",
     "ConfigError",
     "LensError",
@@ -43,12 +48,37 @@ __all__ = [
     "ShardError",
     "SourceError",
     "UnknownShardError",
+    "UnknownSplitError",
     "UriError",
 ]
+
+# https://www.rfc-editor.org/rfc/rfc3986#section-3.2.1
+_USER_INFO = re.compile(r"(?<=//)[^/?#\s]*@")
+# The parameters of signed URLs, of S3, Google and Azure, and what else services call a key. The lengths are bounded,
+# for texts of strangers are long.
+_SECRET_PARAMETER = re.compile(
+    r"([?&;#](?:[^?=&;#\s]{0,60}?"
+    r"(?:token|secret|passw|credential|signature|auth(?!or)|(?:api|access|private)[_-]?key)[^?=&;#\s]{0,60}"
+    r"|sig|key|pwd|pass)=)[^&#\s'\"]*(?<![:,;.)])",
+    re.IGNORECASE,
+)
+
+
+def redacted(text: str) -> str:
+    """*text* without the passwords of the URLs in it: user information, and parameters such as signatures.
+
+    >>> redacted("https://ada:secret@example.com/0.tar?X-Amz-Signature=abc&x=1: is empty")
+    'https://…@example.com/0.tar?X-Amz-Signature=…&x=1: is empty'
+    """
+    return _SECRET_PARAMETER.sub(r"\1…", _USER_INFO.sub("…@", text))
 
 
 class AtdataError(Exception):
     """The base of every error that this project raises on purpose."""
+
+    def __init__(self, *args: Any) -> None:
+        # Here, so that no message can be forgotten: errors end up in logs and notebooks.
+        super().__init__(*(redacted(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class UriError(AtdataError, ValueError):
@@ -79,10 +109,8 @@ class SampleError(AtdataError, ValueError):
     ) -> None:
         # All four are arguments of the exception, too, so that it survives the way back from a worker process.
         super().__init__(problem, field, key, shard)
-        self.problem = problem
-        self.field = field
-        self.key = key
-        self.shard = shard
+        self.problem: str
+        self.problem, self.field, self.key, self.shard = self.args
 
     def __str__(self) -> str:
         places = (
@@ -110,13 +138,25 @@ class SourceError(AtdataError, ValueError):
     """An address that is not opened (the message says which are), or a split that a dataset does not have."""
 
 
+class UnknownSplitError(SourceError, KeyError):
+    """A dataset has no split of this name; the message says which it has."""
+
+    # KeyError's own would put the message in quotes.
+    __str__ = Exception.__str__
+
+
+class ArgumentError(AtdataError, TypeError):
+    """An argument is of another kind than the one that is taken; the message says what to write."""
+
+
 class ShardError(AtdataError):
-    """A shard that cannot be read. *shard* is its URL, path or CID."""
+    """A shard that cannot be read. *shard* is its URL, path or CID, `redacted`."""
 
     def __init__(self, shard: str, problem: str) -> None:
         super().__init__(shard, problem)
-        self.shard = shard
-        self.problem = problem
+        self.shard: str
+        self.problem: str
+        self.shard, self.problem = self.args
 
     def __str__(self) -> str:
         return f"{self.shard}: {self.problem}"
@@ -128,7 +168,7 @@ class MissingShardError(ShardError, FileNotFoundError):
     def __init__(self, shard: str, problem: str) -> None:
         super().__init__(shard, problem)
         # OSError takes two arguments for errno and strerror.
-        self.errno, self.strerror, self.filename = ENOENT, problem, shard
+        self.errno, self.strerror, self.filename = ENOENT, self.problem, self.shard
 
     def __reduce__(self) -> tuple[Any, ...]:
         # OSError's own would give the file's name as a third argument.
@@ -141,6 +181,11 @@ class UnknownShardError(ShardError, KeyError):
 
 class MissingExtraError(AtdataError, ImportError):
     """An optional package is not installed; the message says how to install it."""
+
+
+def how_to_install(extra: str) -> str:
+    """The end of a message that misses *extra*, true for a checkout and for an installed package."""
+    return f"in a checkout pip install -e '.[{extra}]', else pip install 'atdata-network[{extra}]'"
 
 
 class ConfigError(AtdataError):

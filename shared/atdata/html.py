@@ -1,7 +1,7 @@
 """Show datasets, batches and schemas in a notebook: tables of fields and samples, arrays as images where they are.
 
 Everything shown comes from strangers and is escaped. Showing something never raises and reads little: of a dataset, the
-beginning of its first shard.
+beginning of its first shard, as far as it comes within seconds.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from atdata.atmosphere.records import Array, FieldType, NDArray, Primitive, Ref, SchemaRecord
+from atdata.errors import redacted
 from atdata.hints import read_hints
 from atdata.protocols import Stream
 from atdata.sample import DictSample
@@ -26,10 +28,11 @@ from atdata.shards import iter_samples
 if TYPE_CHECKING:
     from atdata.dataset import Dataset, SampleBatch
 
-__all__ = ["batch", "dataset", "facts", "png", "schema", "splits"]
+__all__ = ["batch", "dataset", "facts", "png", "sample", "schema", "splits"]
 
 _SAMPLES: Final = 3
 _MAX_BYTES: Final = 8 << 20
+_SECONDS: Final = 10.0
 _MAX_TEXT: Final = 120
 _THUMBNAIL: Final = 64
 # Beyond this, looking for the smallest and the largest value takes longer than one wants to wait for a table.
@@ -44,7 +47,10 @@ def dataset(ds: Dataset[Any]) -> str:
 def _dataset(ds: Dataset[Any]) -> str:
     shards = ds.list_shards()
     sample_type = ds.sample_type
-    parts = [_title(f"Dataset[{sample_type.__name__}]"), _line(f"{ds.url[:300]} ({_counted(len(shards), 'shard')})")]
+    parts = [
+        _title(f"Dataset[{sample_type.__name__}]"),
+        _line(f"{redacted(ds.url)[:300]} ({_counted(len(shards), 'shard')})"),
+    ]
     if sample_type is not DictSample:
         hints = read_hints(sample_type)
         parts.append(_rows(["field", "type"], ([escape(hint.name), escape(hint.text)] for hint in hints)))
@@ -54,24 +60,31 @@ def _dataset(ds: Dataset[Any]) -> str:
 
 
 def _first(ds: Dataset[Any], shard: str) -> list[Any]:
-    stream = ds.source.open_shard(shard)
-    try:
-        stored = islice(iter_samples(_Beginning(stream, shard), shard), _SAMPLES)
-        return [ds.wrap({"__key__": key, "msgpack": data}) for key, data in stored]
-    finally:
-        stream.close()
+    from atdata import network  # takes as long as all else that is imported
+
+    end = time.monotonic() + _SECONDS
+    with network.deadline(_SECONDS):
+        stream = ds.source.open_shard(shard)
+        try:
+            stored = islice(iter_samples(_Beginning(stream, end), shard, limit=_MAX_BYTES), _SAMPLES)
+            return [ds.wrap({"__key__": key, "msgpack": data}) for key, data in stored]
+        finally:
+            stream.close()
 
 
 class _Beginning:
     """A stream that is not read for long."""
 
-    def __init__(self, stream: Stream, shard: str) -> None:
+    def __init__(self, stream: Stream, end: float) -> None:
         self._stream = stream
         self._left = _MAX_BYTES
+        self._end = end
 
     def read(self, size: int = -1) -> bytes:
         if self._left <= 0:
             raise OSError(f"the first {_SAMPLES} samples take more than {_MAX_BYTES >> 20} MiB, and are not shown")
+        if time.monotonic() > self._end:
+            raise OSError(f"the first {_SAMPLES} samples take longer than {_SECONDS:g} s, and are not shown")
         # Small pieces: three samples are often a few kilobytes.
         data = self._stream.read(min(max(size, 1), 1 << 16, self._left))
         self._left -= len(data)
@@ -84,6 +97,11 @@ class _Beginning:
 def batch(samples: SampleBatch[Any]) -> str:
     """The first samples of a batch."""
     return _safely(lambda: _title(repr(samples)) + _samples(samples.samples[:_SAMPLES]))
+
+
+def sample(one: Any) -> str:
+    """The fields of a sample."""
+    return _safely(lambda: _title(type(one).__name__) + _samples([one]))
 
 
 def splits(datasets: Mapping[str, Dataset[Any]]) -> str:

@@ -7,6 +7,7 @@ are those of Foster et al., "Combinators for bidirectional tree transformations"
 from __future__ import annotations
 
 import inspect
+import operator
 import sys
 import types
 import typing
@@ -14,11 +15,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
+from atdata import codec
 from atdata.errors import LensError
 from atdata.hints import is_sample_type
-from atdata.sample import DictSample, is_same
+from atdata.sample import DictSample, brief, is_same
 
 __all__ = ["Counterexample", "Lens", "LensLaws", "LensNetwork", "check_lens_laws", "lens"]
 
@@ -40,8 +43,11 @@ class Lens(Generic[S, V]):
     'cat'
 
     `a | b` is the lens through both. The types are read from the getter's annotations unless they are given. Raises
-    LensError, a ValueError, when a type is missing.
+    LensError, a ValueError, when a type is missing, and when the getter gives something else than its type.
     """
+
+    # How another process makes the lens anew, where it is made of others and not declared.
+    _made: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
 
     def __init__(
         self,
@@ -54,17 +60,28 @@ class Lens(Generic[S, V]):
         if source_type is None or view_type is None:
             found = _types_of(getter)
             source_type, view_type = source_type or found[0], view_type or found[1]
+        name = getattr(getter, "__name__", "lens")
+        for sample_type in (source_type, view_type):
+            if sample_type is not DictSample and not is_sample_type(sample_type):
+                raise LensError(
+                    f"{name}: a lens leads from one sample type to another, and {_name(sample_type)} is none; "
+                    "decorate the class with @atdata.packable"
+                )
         self.source_type: type[S] = source_type
         self.view_type: type[V] = view_type
         self.getter_function = getter
         self.putter_function = putter
-        self.name: str = getattr(getter, "__name__", "lens")
+        self.name: str = name
         self.__name__ = self.name
         self.__doc__ = getter.__doc__ or type(self).__doc__
 
     def get(self, source: S, /) -> V:
-        """The view of *source*."""
-        return self.getter_function(source)
+        """The view of *source*. Raises LensError when the getter gives something else."""
+        view = self.getter_function(source)
+        if not isinstance(view, self.view_type):
+            found = "None; does it return?" if view is None else f"{type(view).__name__} {brief(view)}"
+            raise LensError(f"lens {self.name}: expected {_name(self.view_type)}, found {found}")
+        return view
 
     def put(self, view: V, source: S, /) -> S:
         """*source* with what *view* says in it; *source* unchanged if the lens has no putter."""
@@ -72,7 +89,7 @@ class Lens(Generic[S, V]):
 
     def __call__(self, source: S, /) -> V:
         """The view of *source*."""
-        return self.getter_function(source)
+        return self.get(source)
 
     def putter(self, function: Callable[[V, S], S]) -> Callable[[V, S], S]:
         """Make *function*, called with a view and a source, this lens's putter; for use as a decorator."""
@@ -95,20 +112,40 @@ class Lens(Generic[S, V]):
             return self.put(other.put(view, self.get(source)), source)
 
         get.__name__ = get.__qualname__ = f"{self.name}_then_{other.name}"
-        return Lens(get, put, source_type=self.source_type, view_type=other.view_type)
+        both = Lens(get, put, source_type=self.source_type, view_type=other.view_type)
+        both._made = operator.or_, (self, other)
+        return both
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self._made is not None:
+            return self._made
+        getter = self.getter_function
+        # Under the getter's name a declared lens is found, and not the function.
+        where = getattr(getter, "__module__", ""), getattr(getter, "__qualname__", "")
+        found = getattr(sys.modules.get(where[0]), where[1], None)
+        return (_declared, where) if found is self else super().__reduce_ex__(protocol)
 
     def __repr__(self) -> str:
         return f"Lens({self.name}: {_name(self.source_type)} → {_name(self.view_type)})"
+
+
+def _declared(module: str, name: str) -> Any:
+    return getattr(import_module(module), name)
 
 
 def _types_of(getter: Callable[..., Any]) -> tuple[type[Any], type[Any]]:
     name = getattr(getter, "__name__", repr(getter))
     try:
         hints = typing.get_type_hints(getter, localns=_names_around(getter))
-        parameters = list(inspect.signature(getter).parameters)
+        signature = inspect.signature(getter)
     except (NameError, TypeError, ValueError) as e:
         raise LensError(f"{name}: its type hints cannot be read: {e}; give source_type and view_type") from None
-    source, view = hints.get(parameters[0]) if parameters else None, hints.get("return")
+    parameters = list(signature.parameters.values())
+    source, view = hints.get(parameters[0].name) if parameters else None, hints.get("return")
+    try:
+        signature.bind(None)
+    except TypeError:
+        source = None  # it takes more than the source, or less
     if not isinstance(source, type) or not isinstance(view, type):
         raise LensError(f"{name}: a lens is declared like `def {name}(source: FullSample) -> SimpleSample`")
     return source, view
@@ -138,7 +175,8 @@ class LensNetwork:
     Lens(simplify: FullSample → SimpleSample)
 
     `@lens` registers here. Where no lens leads from S to V directly, the shortest path through others does; and every
-    sample type can be viewed from a `DictSample`, whose fields are taken by name.
+    sample type can be viewed from a `DictSample`, whose fields are taken by name. Putting such a view back writes what
+    was changed in it; all else, fields that the view does not know among it, stays as it was stored.
     """
 
     _instance: ClassVar[LensNetwork | None] = None
@@ -152,6 +190,8 @@ class LensNetwork:
 
     def register(self, lens: Lens[Any, Any]) -> None:
         """Make *lens* known. It takes the place of an earlier one between the same types, as notebooks need it."""
+        if not isinstance(lens, Lens):
+            raise LensError(f"{getattr(lens, '__name__', lens)!s} is no lens; make one of a function: @atdata.lens")
         self._lenses.setdefault(lens.source_type, {})[lens.view_type] = lens
 
     def transform(self, source: type[S], view: type[V]) -> Lens[S, V]:
@@ -160,12 +200,23 @@ class LensNetwork:
         Raises LensError, a ValueError, when no path of lenses leads there.
         """
         found = self._find(source, view)
+        if found is None and (twin := self._twin(source, view)) is not None:
+            raise LensError(
+                f"no lens leads from this {_name(source)} to {_name(view)}, but one does from another class of this "
+                f"name, {twin.__module__}.{twin.__qualname__}; read the samples as that class: "
+                f"load_dataset(uri, {_name(source)})"
+            )
         if found is None:
             raise LensError(
                 f"no lens leads from {_name(source)} to {_name(view)}; "
                 f"declare one: @atdata.lens on a function that takes {_name(source)} and returns {_name(view)}"
             )
         return found
+
+    def _twin(self, source: type[Any], view: type[Any]) -> type[Any] | None:
+        """A class with the name of *source*, such as that of which its schema was made, from which lenses lead on."""
+        twins = (one for one in self._lenses if one is not source and _name(one) == _name(source))
+        return next((one for one in twins if self._find(one, view) is not None), None)
 
     def _find(self, source: type[Any], view: type[Any]) -> Lens[Any, Any] | None:
         if source is view:
@@ -192,7 +243,9 @@ def _identity(sample_type: type[Any]) -> Lens[Any, Any]:
     def identity(source: Any) -> Any:
         return source
 
-    return Lens(identity, lambda view, _: view, source_type=sample_type, view_type=sample_type)
+    lens = Lens(identity, lambda view, _: view, source_type=sample_type, view_type=sample_type)
+    lens._made = _identity, (sample_type,)
+    return lens
 
 
 def _from_dict(view_type: type[Any]) -> Lens[DictSample, Any]:
@@ -200,9 +253,37 @@ def _from_dict(view_type: type[Any]) -> Lens[DictSample, Any]:
         return view_type.from_data(source.raw)
 
     def put(view: Any, source: DictSample) -> DictSample:
-        return DictSample({**source.raw, **DictSample.from_bytes(view.packed).raw})
+        stored = codec.unpack_map(source.packed)
+        viewed = codec.unpack_map(view_type.from_data(stored).packed)
+        return DictSample.from_data(_put_changes(stored, viewed, codec.unpack_map(view.packed)))
 
-    return Lens(from_dict, put, source_type=DictSample, view_type=view_type)
+    lens = Lens(from_dict, put, source_type=DictSample, view_type=view_type)
+    lens._made = _from_dict, (view_type,)
+    return lens
+
+
+def _put_changes(stored: Any, viewed: Any, changed: Any) -> Any:
+    """*stored* with what is different in *changed* from *viewed*, both as a view packs them.
+
+    Of maps, what the view does not know stays; lists are gone through side by side.
+    """
+    if codec.is_identical(viewed, changed):
+        return stored
+    if all(isinstance(one, dict) for one in (stored, viewed, changed)):
+        put = {name: value for name, value in stored.items() if name not in viewed}
+        for name, value in changed.items():
+            if name in viewed and name in stored:
+                put[name] = _put_changes(stored[name], viewed[name], value)
+            # A view has None where nothing is stored.
+            elif name not in viewed or not codec.is_identical(viewed[name], value):
+                put[name] = value
+        # In the order in which they were stored, the new ones last.
+        return {name: put[name] for name in (*stored, *put) if name in put}
+    if all(isinstance(one, list) for one in (stored, viewed, changed)) and len(stored) == len(viewed):
+        known = len(stored)
+        both = zip(stored, viewed, changed, strict=False)
+        return [*(_put_changes(*three) for three in both), *changed[known:]]
+    return changed
 
 
 # --- Declaring lenses

@@ -8,16 +8,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
-from urllib.parse import urlsplit
 
 from atdata.dataset import Dataset
-from atdata.errors import MissingShardError, NotFoundError, SourceError
+from atdata.errors import ArgumentError, MissingShardError, NotFoundError, SourceError, UnknownSplitError, UriError
 from atdata.protocols import AbstractIndex, DataSource
 from atdata.sample import DictSample, sample_type_of
-from atdata.sources import S3Source, Subset, URLSource, expand, scheme_of
+from atdata.sources import S3Source, Subset, URLSource, expand, literal, scheme_of
 
 if TYPE_CHECKING:
-    from atdata.atmosphere.records import SchemaRecord
+    from atdata.protocols import IndexEntry
 
 __all__ = ["DatasetDict", "load_dataset"]
 
@@ -68,6 +67,18 @@ class DatasetDict(dict[str, Dataset[T]], Generic[T]):
     def streaming(self) -> bool:
         """As it was given to `load_dataset`; shards are always streamed."""
         return self._streaming
+
+    def __missing__(self, name: object) -> Dataset[T]:
+        raise UnknownSplitError(f"there is no split {name!r}; choose a split: {_names(self)}")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(Dataset, name):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        first = next(iter(self), "train")
+        raise AttributeError(
+            f"these are the splits of a dataset, and {name!r} is of one; choose a split: {_names(self)}, "
+            f"as in splits[{first!r}].{name}, or load_dataset(…, split={first!r})"
+        )
 
     def __repr__(self) -> str:
         return f"DatasetDict({dict(self)!r})"
@@ -138,21 +149,24 @@ def load_dataset(
     dataset record, or `@handle/name` with an optional `@version`. Files belong to the split that their name or their
     folder's says, else to `train`. *data_files*, relative to *path*, name the files, by split or not. Samples are of
     *sample_type*; if it is not given, of the published schema's type for datasets of the network, else `DictSample`.
-    *index* looks up names.
+    *index* looks up datasets and schemas of the network; one that is no `AtmosphereIndex` knows no labels, and answers
+    for the URLs that it gives.
 
     Raises FileNotFoundError when nothing is found, and ValueError for a split that is not there and for URLs that are
     not opened.
     """
+    if isinstance(sample_type, str):
+        raise ArgumentError(f"sample_type is a class, not {sample_type!r}; for a split write split={sample_type!r}")
     if sample_type is not None:
         sample_type_of(sample_type)
     path = os.fspath(path)
     sources: Mapping[str, DataSource]
     if path.startswith(("at://", "@")):
-        sources, schema = _from_network(path, index)
-        if sample_type is None and schema is not None:
-            from atdata.schema import schema_to_type
-
-            sample_type = schema_to_type(schema, resolve=_get_schema if index is None else index.get_schema)
+        index = _default_index() if index is None else index
+        source, schema_ref = _find_dataset(path, index)
+        sources = _by_name(source, path)
+        if sample_type is None and schema_ref is not None:
+            sample_type = _decode_schema(path, schema_ref, index)
     elif data_files is not None:
         sources = _from_files(path, data_files)
     else:
@@ -162,17 +176,55 @@ def load_dataset(
     if split is None:
         return DatasetDict(datasets, sample_type=chosen, streaming=streaming)
     if split not in datasets:
-        raise SourceError(f"{path}: there is no split {split!r}; there are: {', '.join(map(repr, datasets))}")
+        raise UnknownSplitError(f"{path}: there is no split {split!r}; there are: {', '.join(map(repr, datasets))}")
     return datasets[split]
 
 
-def _from_network(path: str, index: Any) -> tuple[Mapping[str, DataSource], SchemaRecord | None]:
+def _names(splits: Iterable[str]) -> str:
+    return ", ".join(splits) or "it has none"
+
+
+def _default_index() -> AbstractIndex:
+    from atdata.atmosphere.client import AtmosphereClient
+    from atdata.atmosphere.index import AtmosphereIndex
+
+    return AtmosphereIndex(AtmosphereClient())
+
+
+def _find_dataset(path: str, index: AbstractIndex) -> tuple[DataSource, str | None]:
+    """The shards of the dataset at *path*, and what names its schema."""
+    from atdata.atmosphere.index import AtmosphereIndex
     from atdata.atmosphere.load import resolve_path
 
     try:
-        source, schema, _ = resolve_path(path, index=index)
-    except NotFoundError as e:
-        raise MissingShardError(path, str(e)) from e
+        if isinstance(index, AtmosphereIndex):
+            return resolve_path(path, index.client)
+        entry = index.get_dataset(path) if path.startswith("at://") else _entry(path, index)
+    except LookupError as e:
+        raise MissingShardError(path, str(e).removeprefix(f"{path}: ")) from e
+    return URLSource(entry.data_urls), entry.schema_ref
+
+
+def _entry(path: str, index: AbstractIndex) -> IndexEntry:
+    repo, _, name = path.removeprefix("@").partition("/")
+    if "@" in name:
+        raise SourceError(f"{path[:200]}: versions are labels, which only an AtmosphereIndex knows; leave it out")
+    found = next((entry for entry in index.list_datasets(repo) if entry.name == name), None)
+    if found is None:
+        raise NotFoundError(f"{repo} has no dataset {name!r} in this index")
+    return found
+
+
+def _decode_schema(path: str, schema_ref: str, index: AbstractIndex) -> type[Any]:
+    try:
+        return index.decode_schema(schema_ref)
+    except LookupError as e:
+        raise MissingShardError(path, f"its schema cannot be read: {e}; give a sample type") from e
+    except UriError as e:
+        raise UriError(f"{path}: its schema cannot be read: {e}; give a sample type") from None
+
+
+def _by_name(source: DataSource, path: str) -> Mapping[str, DataSource]:
     shards = source.list_shards()
     if not shards:
         raise MissingShardError(path, "the dataset has no shards")
@@ -180,18 +232,13 @@ def _from_network(path: str, index: Any) -> tuple[Mapping[str, DataSource], Sche
     for shard in shards:
         names.setdefault(_split_of(shard, "") or "train", []).append(shard)
     if len(names) == 1:
-        return dict.fromkeys(names, source), schema
-    return {name: Subset(source, ids) for name, ids in names.items()}, schema
-
-
-def _get_schema(uri: str) -> Mapping[str, Any]:
-    from atdata.atmosphere.client import AtmosphereClient
-    from atdata.atmosphere.load import SchemaLoader
-
-    return SchemaLoader(AtmosphereClient()).get(uri)
+        return dict.fromkeys(names, source)
+    return {name: Subset(source, ids) for name, ids in names.items()}
 
 
 def _from_files(path: str, data_files: DataFiles | Mapping[str, DataFiles]) -> Mapping[str, DataSource]:
+    if not data_files:
+        raise MissingShardError(path, "data_files names no files")
     if isinstance(data_files, Mapping):
         return {split: _source(_find_all(path, files)) for split, files in data_files.items()}
     return _by_split(_find_all(path, data_files), path)
@@ -201,8 +248,15 @@ def _find_all(base: str, files: DataFiles) -> list[str]:
     patterns = [files] if isinstance(files, str | os.PathLike) else files
     found: dict[str, None] = {}
     for pattern in (os.fspath(one) for one in patterns):
-        is_whole = scheme_of(pattern) or Path(pattern).is_absolute()
-        found |= dict.fromkeys(_find(pattern if is_whole else f"{base.rstrip('/')}/{pattern}"))
+        if scheme_of(pattern) or Path(pattern).is_absolute():
+            shards = _find(pattern)
+        elif os.path.isdir(base):  # noqa: PTH112 — which takes any string
+            shards = _find(pattern, base)
+        else:
+            shards = _find(_joined(base, pattern))
+        found |= dict.fromkeys(shards)
+    if not found:
+        raise MissingShardError(base, "data_files names no files")
     return list(found)
 
 
@@ -214,14 +268,12 @@ def _by_split(shards: Iterable[str], base: str) -> Mapping[str, DataSource]:
 
 
 def _source(shards: Sequence[str]) -> DataSource:
-    if all(shard.startswith("s3://") for shard in shards) and len({urlsplit(shard).netloc for shard in shards}) == 1:
-        return S3Source.from_urls([_escaped(shard) for shard in shards])
-    return URLSource([_escaped(shard) for shard in shards])
-
-
-def _escaped(name: str) -> str:
-    """*name*, found as it is, such that brace notation takes it as it is."""
-    return re.sub(r"([\\{},])", r"\\\1", name) if "{" in name or "}" in name else name
+    urls = [literal(shard) for shard in shards]
+    if {shard.partition("://")[0] for shard in shards} == {"s3"} and len(
+        {shard.split("/")[2] for shard in shards}
+    ) == 1:
+        return S3Source.from_urls(urls)
+    return URLSource(urls)
 
 
 def _split_of(shard: str, base: str) -> str | None:
@@ -241,15 +293,17 @@ def _split_of(shard: str, base: str) -> str | None:
 # --- Finding shards
 
 
-def _find(path: str) -> list[str]:
-    """The shards at *path*, in order. Raises MissingShardError, a FileNotFoundError, when there are none."""
+def _find(path: str, folder: str = "") -> list[str]:
+    """The shards at *path* in *folder*, in order. Raises MissingShardError when there are none."""
     found: list[str] = []
-    for one in expand(path):
+    # What is there is meant as it is, whatever pattern its name looks like; so is *folder*.
+    is_there = os.path.exists(_joined(folder, path))  # noqa: PTH110 — which takes any string
+    for one in [path] if is_there else expand(path):
         scheme = scheme_of(one)
         if scheme == "s3":
             found += _find_in_bucket(one)
         elif scheme == "":
-            found += _find_files(one)
+            found += _find_files(one, folder)
         else:
             found.append(one)
     if not found:
@@ -257,16 +311,22 @@ def _find(path: str) -> list[str]:
     return found
 
 
-def _find_files(path: str) -> list[str]:
-    if Path(path).is_dir():
-        root = path.rstrip("/") or "/"
+def _joined(folder: str, path: str) -> str:
+    return f"{folder.rstrip('/')}/{path}" if folder else path
+
+
+def _find_files(path: str, folder: str) -> list[str]:
+    whole = _joined(folder, path)
+    if os.path.isdir(whole):  # noqa: PTH112 — which takes any string
+        root = whole.rstrip("/") or "/"
         names = glob.glob("**/*", root_dir=root, recursive=True)  # noqa: PTH207 — as relative names
         return [f"{root.rstrip('/')}/{name}" for name in sorted(names) if name.endswith(_SUFFIXES)]
-    if Path(path).exists():
-        return [path]
+    if os.path.exists(whole):  # noqa: PTH110
+        return [whole]
     if glob.has_magic(path):
-        return sorted(name for name in glob.glob(path, recursive=True) if not Path(name).is_dir())  # noqa: PTH207
-    raise MissingShardError(path, f"there is no such file; the current folder is {Path.cwd()}")
+        names = glob.glob(_joined(glob.escape(folder), path), recursive=True)  # noqa: PTH207
+        return sorted(name for name in names if not Path(name).is_dir())
+    raise MissingShardError(whole, f"there is no such file; the current folder is {Path.cwd()}")
 
 
 def _find_in_bucket(url: str) -> list[str]:

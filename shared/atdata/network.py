@@ -2,7 +2,8 @@
 
 URLs in records and DID documents are strangers' and may point into our own network. For them, every connection goes to
 an address that was checked after the name was resolved, redirects included. URLs that the person at the keyboard gave
-are trusted. Specification of DIDs: https://atproto.com/specs/did
+are trusted. Servers may be slow on purpose, so what has a `deadline` ends by then whatever they send, and when. Nothing
+is remembered of one exchange for the next: no cookies. Specification of DIDs: https://atproto.com/specs/did
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ import os
 import random
 import re
 import socket
+import ssl
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Any, Final
+from math import inf
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import httpcore
@@ -27,7 +32,7 @@ import httpx
 
 import atdata
 from atdata import syntax
-from atdata.errors import NetworkError
+from atdata.errors import NetworkError, redacted
 
 __all__ = [
     "DidNotFoundError",
@@ -35,16 +40,21 @@ __all__ = [
     "Identity",
     "StatusError",
     "allows_private_hosts",
-    "check_public",
+    "deadline",
+    "get_bytes",
     "get_json",
+    "guarded_transport",
     "is_public",
     "open_response",
+    "parse_json",
 ]
 
 PLC_DIRECTORY: Final = "https://plc.directory"
 
 # A server that sends nothing for a minute is gone.
 _TIMEOUT: Final = httpx.Timeout(60, connect=10)
+# Nor is one that answers a letter at a time: by then it has said which status the answer has, redirects included.
+_ANSWER_SECONDS: Final = 60.0
 _ATTEMPTS: Final = 4
 _LONGEST_WAIT: Final = 30.0
 _RETRIED: Final = frozenset({429, 500, 502, 503, 504})
@@ -81,6 +91,52 @@ def allows_private_hosts() -> bool:
     return os.environ.get("ATDATA_ALLOW_PRIVATE_HOSTS", "").lower() in ("1", "true", "yes", "on")
 
 
+# --- Deadlines
+
+
+class _Deadline(NamedTuple):
+    at: float
+    seconds: float
+
+
+_NEVER: Final = _Deadline(inf, inf)
+_deadline: ContextVar[_Deadline] = ContextVar("deadline", default=_NEVER)
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Let what is asked and read in the block take *seconds* at most, all together; an earlier deadline stays.
+
+    >>> with deadline(15), open_response(url) as response:
+    ...     body = response.read()
+
+    What is not there in time is an httpx.TimeoutException, and so a NetworkError or a ShardError.
+    """
+    new = _Deadline(time.monotonic() + seconds, seconds)
+    token = _deadline.set(min(_deadline.get(), new))
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def _seconds_left() -> float:
+    return _deadline.get().at - time.monotonic()
+
+
+@contextmanager
+def _in_time(timeout: float | None) -> Iterator[float | None]:
+    """How long one operation on a connection may take: *timeout*, or what the deadline leaves of it."""
+    left = _seconds_left()
+    late = f"not answered in full within {_deadline.get().seconds:g} s"
+    if left <= 0:
+        raise httpcore.ReadTimeout(late)
+    try:
+        yield timeout if left == inf else left if timeout is None else min(left, timeout)
+    except httpcore.TimeoutException as e:
+        raise httpcore.ReadTimeout(late) if _seconds_left() <= 0 else e from None
+
+
 # --- Requests
 
 
@@ -100,7 +156,8 @@ def open_response(
 
     Without *trusted*, hosts that are not on the public internet are refused (see `allows_private_hosts`). Connecting is
     tried again, with growing pauses, when it fails or the server says that it is busy; once the answer has begun,
-    nothing is. Raises StatusError for every other status than 2xx, and NetworkError, both naming the URL.
+    nothing is. The body has no deadline but that around it. Raises StatusError for every other status than 2xx, and
+    NetworkError, both naming the URL.
     """
     response = _send(url, trusted, params, headers, follow_redirects)
     try:
@@ -121,50 +178,66 @@ def _send(
     attempt = 0
     while True:
         attempt += 1
-        try:
-            request = client.build_request("GET", url, params=params, headers=headers)
-            response = client.send(request, stream=True, follow_redirects=follow_redirects)
-        except httpx.TransportError as e:
-            if attempt == _ATTEMPTS or isinstance(e, httpx.UnsupportedProtocol):
-                problem = str(e) or type(e).__name__
-                raise NetworkError(f"{name}: {problem}; check the address, and that the server is up") from e
-            _pause(_backoff(attempt))
-            continue
-        # UnicodeError: a host that is no international domain name.
-        except (httpx.InvalidURL, httpx.HTTPError, UnicodeError) as e:
-            raise NetworkError(f"{name}: {e}") from e
-        if response.is_success:
-            return response
-        try:
-            if attempt == _ATTEMPTS or response.status_code not in _RETRIED:
-                raise _status_error(name, response)
-            asked = _retry_after(response.headers, time.time())
-        finally:
-            response.close()
-        _pause(_backoff(attempt) if asked is None else min(asked, _LONGEST_WAIT))
+        with deadline(_ANSWER_SECONDS):
+            try:
+                request = client.build_request("GET", url, params=params, headers=headers)
+                response = client.send(request, stream=True, follow_redirects=follow_redirects)
+            except httpx.TransportError as e:
+                problem = f"{name}: {str(e) or type(e).__name__}; check the address, and that the server is up"
+                failure: NetworkError = NetworkError(problem)
+                failure.__cause__ = e
+                may_pass, wait = not isinstance(e, httpx.UnsupportedProtocol), None
+            # UnicodeError: a host that is no international domain name.
+            except (httpx.InvalidURL, httpx.HTTPError, UnicodeError) as e:
+                raise NetworkError(f"{name}: {e}") from e
+            else:
+                if response.is_success:
+                    return response
+                try:
+                    failure = _status_error(name, response)
+                finally:
+                    response.close()
+                may_pass, wait = response.status_code in _RETRIED, _retry_after(response.headers, time.time())
+        wait = _backoff(attempt) if wait is None else min(wait, _LONGEST_WAIT)
+        if not may_pass or attempt == _ATTEMPTS or wait >= _seconds_left():
+            raise failure
+        _pause(wait)
 
 
-def get_json(
+def get_bytes(
     url: str,
     *,
     trusted: bool = False,
     params: Mapping[str, str] | None = None,
     limit: int = _MAX_DOCUMENT,
     seconds: float = _DOCUMENT_DEADLINE,
-) -> Any:
-    """The JSON at *url*, of at most *limit* bytes. Raises as `open_response` does, and when it takes too long."""
-    deadline = time.monotonic() + seconds
+    follow_redirects: bool = False,
+) -> bytes:
+    """What is at *url*, of at most *limit* bytes. Raises as `open_response` does, and when it takes too long."""
     body = bytearray()
-    with open_response(url, trusted=trusted, params=params, follow_redirects=False) as response:
+    options: dict[str, Any] = {"trusted": trusted, "params": params, "follow_redirects": follow_redirects}
+    with deadline(seconds), open_response(url, **options) as response:
         try:
             for piece in response.iter_raw():
                 body += piece
                 if len(body) > limit:
                     raise NetworkError(f"{_name(url)}: more than the {limit} bytes we accept")
-                if time.monotonic() > deadline:
-                    raise NetworkError(f"{_name(url)}: not answered in full within {seconds:g} s")
         except httpx.HTTPError as e:
             raise NetworkError(f"{_name(url)}: {str(e) or type(e).__name__}") from e
+    return bytes(body)
+
+
+def get_json(url: str, **options: Any) -> Any:
+    """The JSON at *url*; else as `get_bytes`.
+
+    >>> get_json("https://plc.directory/did:plc:z72i7hdynmk6r22z27h6tvur", trusted=True)["id"]
+    'did:plc:z72i7hdynmk6r22z27h6tvur'
+    """
+    return parse_json(url, get_bytes(url, **options))
+
+
+def parse_json(url: str, body: bytes) -> Any:
+    """The JSON in *body*, the answer of *url*. Raises NetworkError, which names it, when it is none."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as e:
@@ -187,7 +260,8 @@ def _retry_after(headers: httpx.Headers, now: float) -> float | None:
         return float(value[:9])
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - now)
-    except ValueError:
+    # OverflowError: a year, or an hour, that no clock will show.
+    except (ValueError, OverflowError):
         return None
 
 
@@ -208,22 +282,29 @@ def _status_error(name: str, response: httpx.Response) -> StatusError:
 
 def _name(url: str) -> str:
     """*url* fit for a message: without a password, and not endless."""
-    return re.sub("//[^/]*@", "//", url[:300])
+    return redacted(url)[:300]
 
 
 @cache
 def _client(is_guarded: bool) -> httpx.Client:
-    return httpx.Client(
-        # Proxies, certificates and the like of the environment count for trusted URLs only.
-        transport=_GuardedTransport() if is_guarded else None,
+    client = httpx.Client(
+        # Proxies of the environment count for trusted URLs only.
+        transport=guarded_transport() if is_guarded else None,
         timeout=_TIMEOUT,
         max_redirects=_MAX_REDIRECTS,
+        # A cookie would tell a server who reads what, and when, over all its datasets.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         headers={
             "User-Agent": f"atdata/{atdata.__version__}",
             # Shards are compressed or not as they are; what is hashed must be what was stored.
             "Accept-Encoding": "identity",
         },
     )
+    if not is_guarded:
+        for transport in (client._transport, *client._mounts.values()):
+            if isinstance(transport, httpx.HTTPTransport):
+                _pool(transport)._network_backend = _TimedBackend()
+    return client
 
 
 if hasattr(os, "register_at_fork"):
@@ -288,20 +369,53 @@ def resolve_public(host: str, port: int) -> list[str]:
     return public
 
 
-def check_public(url: str) -> None:
-    """Raise NetworkError unless the host of *url* is on the public internet. For libraries that connect themselves."""
-    parts = urlsplit(url)
-    try:
-        resolve_public(parts.hostname or "", parts.port or 443)
-    except (httpcore.ConnectError, ValueError) as e:
-        raise NetworkError(f"{_name(url)}: {e}") from e
+class _TimedStream(httpcore.NetworkStream):
+    """A connection on which nothing is waited for beyond the deadline, whatever the answer is made of."""
+
+    def __init__(self, inner: httpcore.NetworkStream) -> None:
+        self._inner = inner
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        with _in_time(timeout) as left:
+            return self._inner.read(max_bytes, left)
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        with _in_time(timeout) as left:
+            self._inner.write(buffer, left)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        with _in_time(timeout) as left:
+            return _TimedStream(self._inner.start_tls(ssl_context, server_hostname, left))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
 
 
-class _CheckedBackend(httpcore.NetworkBackend):
-    """Connects to addresses, never to names: what was checked is what is connected to."""
+class _TimedBackend(httpcore.NetworkBackend):
+    """Connects as httpcore does, within the deadline."""
 
     def __init__(self) -> None:
         self._inner = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        with _in_time(timeout) as left:
+            return _TimedStream(self._inner.connect_tcp(host, port, left, local_address, socket_options))
+
+
+class _CheckedBackend(_TimedBackend):
+    """Connects to addresses, never to names: what was checked is what is connected to."""
 
     def connect_tcp(
         self,
@@ -317,26 +431,31 @@ class _CheckedBackend(httpcore.NetworkBackend):
             try:
                 # A share for each, lest a dead IPv6 route takes all the time.
                 share = timeout and timeout / len(addresses)
-                return self._inner.connect_tcp(address, port, share, local_address, socket_options)
+                return super().connect_tcp(address, port, share, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as e:
                 failure = e
         raise failure or httpcore.ConnectError(f"{host} has no address")
 
 
-class _GuardedTransport(httpx.HTTPTransport):
-    """httpx's own transport over connections that are checked."""
+def guarded_transport() -> httpx.HTTPTransport:
+    """httpx's own transport, over connections that go to the public internet only, and end in time."""
+    transport = httpx.HTTPTransport()
+    _pool(transport)  # what is replaced; were it elsewhere, connections would go unchecked
+    transport._pool = httpcore.ConnectionPool(
+        ssl_context=httpx.create_ssl_context(),
+        network_backend=_CheckedBackend(),
+        max_connections=100,
+        max_keepalive_connections=20,
+        keepalive_expiry=15,
+    )
+    return transport
 
-    def __init__(self) -> None:
-        super().__init__()
-        # The only way in; were it gone, connections would go unchecked.
-        assert isinstance(self._pool, httpcore.ConnectionPool)
-        self._pool = httpcore.ConnectionPool(
-            ssl_context=httpx.create_ssl_context(),
-            network_backend=_CheckedBackend(),
-            max_connections=100,
-            max_keepalive_connections=20,
-            keepalive_expiry=15,
-        )
+
+def _pool(transport: httpx.HTTPTransport) -> httpcore.ConnectionPool:
+    pool = transport._pool
+    if not isinstance(pool, httpcore.ConnectionPool) or not isinstance(pool._network_backend, httpcore.NetworkBackend):
+        raise TypeError("this version of httpx makes connections that cannot be checked; use httpx 0.28")
+    return pool
 
 
 # --- Identities

@@ -6,20 +6,23 @@ A sample is a msgpack map of its fields; "Samples in a shard" of the wire format
 from __future__ import annotations
 
 import dataclasses
+import operator
 import os
 import threading
 import time
-from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping
+from functools import lru_cache
+from itertools import repeat
 from typing import Any, Final, NoReturn, Self, TypeVar, dataclass_transform
 
 import numpy as np
 
 from atdata import codec
-from atdata.atmosphere.records import NDArray, Primitive
+from atdata.atmosphere.records import Primitive
 from atdata.errors import SampleError
-from atdata.hints import Kind, ListOf, Nested, is_sample_type, read_hints
+from atdata.hints import ArrayOf, Kind, ListOf, Nested, TupleOf, is_sample_type, read_hints
 
-__all__ = ["DictSample", "PackableSample", "is_same", "new_key", "packable", "sample_type_of"]
+__all__ = ["DictSample", "PackableSample", "brief", "is_same", "new_key", "packable", "sample_type_of"]
 
 T = TypeVar("T")
 
@@ -34,6 +37,9 @@ class PackableSample:
     >>> Digit.from_bytes(Digit(np.zeros((28, 28), np.uint8), 7).packed).label
     7
 
+    What is packed is what is read: a value that its field cannot hold exactly is an error, on the way in and on the way
+    out. A declared dtype is meant, apart from the byte order and the length of text; `NDArray` alone takes any.
+
     Two samples are equal when they are of one type and their fields are equal: arrays by shape and values, whatever
     their dtypes, and a NaN equals a NaN, so that a sample equals its copy.
     """
@@ -44,6 +50,13 @@ class PackableSample:
         if "__eq__" not in cls.__dict__:
             cls.__eq__ = _is_equal  # type: ignore[method-assign]
             cls.__hash__ = None  # type: ignore[assignment]
+        if "__repr__" not in cls.__dict__:
+            cls.__repr__ = _repr  # type: ignore[method-assign]
+
+    def _repr_html_(self) -> str:
+        from atdata import html
+
+        return html.sample(self)
 
     @property
     def packed(self) -> bytes:
@@ -72,8 +85,9 @@ class PackableSample:
         """
         values = {}
         field = ""
+        layout = _layout(cls)
         try:
-            for field, decode, is_required, is_optional in _layout(cls).readers:
+            for field, decode, is_required, is_optional in layout.readers:
                 if field in data:
                     values[field] = decode(data[field])
                 elif is_required:
@@ -85,7 +99,13 @@ class PackableSample:
                     values[field] = None
         except SampleError as e:
             raise e.inside(field) from None
-        return cls(**values)
+        if not layout.late:
+            return cls(**values)
+        late = {name: values.pop(name) for name in layout.late if name in values}
+        sample = cls(**values)
+        for name, value in late.items():
+            object.__setattr__(sample, name, value)  # the class may be frozen
+        return sample
 
 
 @dataclass_transform(eq_default=True)
@@ -101,6 +121,7 @@ def packable(cls: type[T]) -> type[T]:
 
     Fields may be str, int, float, bool, bytes, arrays, lists of these, and other samples, each `| None` as well; only
     those can be published in a schema. Hints are looked at when the first sample is packed, read or published.
+    A decorator cannot tell type checkers of `packed` and the rest; `class Digit(PackableSample)` under it does.
     """
     # A class that is a dataclass already keeps its options, such as frozen; only its __eq__ is not for arrays.
     is_made = "__dataclass_fields__" in cls.__dict__
@@ -110,6 +131,9 @@ def packable(cls: type[T]) -> type[T]:
     members: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     if "__eq__" in cls.__dict__ and not is_made:
         members |= {"__eq__": cls.__eq__, "__hash__": cls.__hash__}
+    # The one that dataclass writes wraps a function, and prints whole arrays.
+    if not hasattr(cls.__dict__.get("__repr__", _repr), "__wrapped__") and "__repr__" in cls.__dict__:
+        members["__repr__"] = cls.__repr__
     # A subclass, not a copy with another base: methods of the original may call super().
     bases: Any = (made, PackableSample)
     both: type[T] = type(cls.__name__, bases, members)
@@ -123,24 +147,26 @@ class DictSample:
     >>> sample.label, sample["label"], sorted(sample.keys())
     (7, 7, ['image', 'label'])
 
-    Bytes in the `.npy` format are taken for the arrays they most likely are. A field whose name is also a method's is
-    reached as an item only.
+    Bytes that were read in the `.npy` format are taken for the arrays they most likely are. A field whose name is also
+    a method's is reached as an item only. Arrays, lists and maps may be changed in place.
     """
 
     __slots__ = ("_raw", "_values")
 
     def __init__(self, data: Mapping[str, Any] | None = None, /, **fields: Any) -> None:
-        # As read. Which bytes are arrays is decided on access: a typed view of the sample knows better.
+        # What is given is what it is. Of what is read, arrays are still packed in `_raw`, and found on access: a typed
+        # view of the sample knows better which bytes are arrays.
         self._raw: dict[str, Any] = {**(data or {}), **fields}
-        self._values: dict[str, Any] = {}
+        self._values: dict[str, Any] = self._raw
 
     @property
     def packed(self) -> bytes:
         """This sample as msgpack. Raises SampleError, a ValueError, that names the field which cannot be packed."""
+        pack = codec.pack_any if self._values is self._raw else codec.pack_stored
         packed = {}
-        for name, value in self._raw.items():
+        for name, value in self.raw.items():
             try:
-                packed[name] = codec.pack_any(value)
+                packed[name] = pack(value)
             except SampleError as e:
                 raise e.inside(str(name)) from None
         return codec.pack_map(packed)
@@ -153,17 +179,37 @@ class DictSample:
     @classmethod
     def from_bytes(cls, data: bytes | memoryview) -> Self:
         """The sample in *data*. Raises SampleError, a ValueError, when it is no msgpack map."""
-        return cls(codec.unpack_map(data))
+        sample = cls.__new__(cls)
+        sample._raw, sample._values = codec.unpack_map(data), {}
+        return sample
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
-        """The sample with the fields of *data*."""
-        return cls(data)
+        """The sample with the fields of *data*: arrays as arrays or packed."""
+        sample = cls(data)
+        sample._values = {}
+        return sample
 
     @property
     def raw(self) -> Mapping[str, Any]:
-        """The fields as they were read, arrays still packed."""
-        return self._raw
+        """The fields as they were read or given, arrays of read ones still packed; with what was changed since.
+
+        Raises SampleError, a ValueError, that names the field whose change cannot be packed.
+        """
+        if not self._values or self._values is self._raw:
+            return self._raw
+        return {name: self._current(name, raw) for name, raw in self._raw.items()}
+
+    def _current(self, name: str, raw: Any) -> Any:
+        value = self._values.get(name, raw)
+        if value is raw:
+            return raw
+        try:
+            now = codec.pack_any(value)
+        except SampleError as e:
+            raise e.inside(name) from None
+        # What was only looked at stays as it was written, to the byte.
+        return raw if codec.is_identical(now, codec.pack_stored(codec.unpack_any(raw))) else now
 
     def keys(self) -> KeysView[str]:
         """The names of the fields, in the order in which they were written."""
@@ -218,17 +264,25 @@ class DictSample:
     def __repr__(self) -> str:
         return f"DictSample({', '.join(f'{name}={self._shown(name)}' for name in self._raw)})"
 
+    def _repr_html_(self) -> str:
+        from atdata import html
+
+        return html.sample(self)
+
     def _shown(self, name: str) -> str:
         try:
-            return _brief(self[name])
+            return brief(self[name])
         except SampleError:
-            return _brief(self._raw[name])
+            return brief(self._raw[name])
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
+    """*value* in a few characters, for messages and notebooks: of an array its shape and dtype."""
     if isinstance(value, np.ndarray):
         return f"<{value.dtype} array of shape {value.shape}>"
-    text = repr(value[:40] if isinstance(value, bytes | str) else value)
+    if isinstance(value, bytes | str):
+        return repr(value[:40]) + "…" * (len(value) > 40)
+    text = repr(value)
     return text if len(text) <= 60 else text[:59] + "…"
 
 
@@ -269,6 +323,11 @@ def _is_equal(self: Any, other: Any) -> Any:
         for field in dataclasses.fields(self)
         if field.compare
     )
+
+
+def _repr(self: Any) -> str:
+    shown = (f"{one.name}={brief(getattr(self, one.name))}" for one in dataclasses.fields(self) if one.repr)
+    return f"{type(self).__qualname__}({', '.join(shown)})"
 
 
 # --- Keys
@@ -314,6 +373,8 @@ class _Layout:
     writers: tuple[tuple[str, Callable[[Any], Any]], ...]
     readers: tuple[tuple[str, Callable[[Any], Any], bool, bool], ...]
     """Name, function, whether a sample must have it, whether None stands in for it."""
+    late: tuple[str, ...]
+    """The fields that the constructor does not take."""
 
 
 _MEMO: Final = "_atdata_layout"
@@ -325,16 +386,17 @@ def _layout(sample_type: type[Any]) -> _Layout:
         return known
     hints = read_hints(sample_type)
     made = _Layout(
-        tuple((hint.name, _writer(hint.kind, hint.is_optional)) for hint in hints),
+        tuple((hint.name, _function(hint.kind, hint.is_optional, _WRITE)) for hint in hints),
         tuple(
             (
                 hint.name,
-                _reader(hint.kind, hint.is_optional),
+                _function(hint.kind, hint.is_optional, _READ),
                 not (hint.is_optional or hint.has_default),
                 hint.is_optional and not hint.has_default,
             )
             for hint in hints
         ),
+        tuple(hint.name for hint in hints if not hint.is_argument),
     )
     setattr(sample_type, _MEMO, made)
     return made
@@ -351,34 +413,32 @@ def _to_map(sample: Any) -> dict[str, Any]:
     return fields
 
 
-def _writer(kind: Kind | None, is_optional: bool) -> Callable[[Any], Any]:
-    match kind:
-        case None:
-            return codec.pack_any
-        case Primitive(name):
-            return _primitive(name, is_optional, _ACCEPTED[name])
-        case NDArray():
-            write: Callable[[Any], Any] = _write_array
-        case ListOf(items, is_nullable):
-            write = _each(_writer(items, is_nullable))
-        case Nested(sample):
-            write = _write_nested(sample)
-    return _or_none(write, kind, is_optional)
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Way:
+    """In or out: what differs between packing a value and reading it."""
+
+    untyped: Callable[[Any], Any]
+    array: Callable[[ArrayOf], Callable[[Any], Any]]
+    nested: Callable[[type[Any]], Callable[[Any], Any]]
+    make_tuple: Callable[[Iterable[Any]], Any]
 
 
-def _reader(kind: Kind | None, is_optional: bool) -> Callable[[Any], Any]:
+def _function(kind: Kind | None, is_optional: bool, way: _Way) -> Callable[[Any], Any]:
+    """What packs or reads the values of a field of this kind."""
     match kind:
         case None:
-            return codec.unpack_any
+            return way.untyped
         case Primitive(name):
-            return _primitive(name, is_optional, _ACCEPTED[name])
-        case NDArray():
-            read: Callable[[Any], Any] = _read_array
+            return _primitive(name, is_optional, _ACCEPTED[name], _EXACT[name])
+        case ArrayOf():
+            function = way.array(kind)
         case ListOf(items, is_nullable):
-            read = _each(_reader(items, is_nullable))
+            function = _each((_function(items, is_nullable, way),), True, list)
+        case TupleOf(items, is_repeated):
+            function = _each(tuple(_function(*item, way) for item in items), is_repeated, way.make_tuple)
         case Nested(sample):
-            read = _read_nested(sample)
-    return _or_none(read, kind, is_optional)
+            function = way.nested(sample)
+    return _or_none(function, kind, is_optional)
 
 
 def _or_none(function: Callable[[Any], Any], kind: Kind, is_optional: bool) -> Callable[[Any], Any]:
@@ -404,16 +464,38 @@ _ACCEPTED: Final[Mapping[str, tuple[type[Any], ...]]] = {
 }
 
 
-def _primitive(name: str, is_optional: bool, accepted: tuple[type[Any], ...]) -> Callable[[Any], Any]:
+def _to_float(value: Any) -> float:
+    if isinstance(value, np.integer):  # compares itself with a float as one
+        value = int(value)
+    made = float(value)
+    if made != value and value == value:
+        raise SampleError(f"no float is exactly {brief(value)}; declare the field as int, or round the value")
+    return made
+
+
+# Not str(): of a member of `class Color(str, Enum)` that is its name, while what it equals is its value.
+_EXACT: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "str": str.__str__,
+    "int": operator.index,
+    "float": _to_float,
+    "bool": bool,
+    "bytes": bytes,
+}
+
+
+def _primitive(
+    name: str, is_optional: bool, accepted: tuple[type[Any], ...], convert: Callable[[Any], Any]
+) -> Callable[[Any], Any]:
     exact = _TYPES[name]
     kind = Primitive(name)
 
     def apply(value: Any) -> Any:
         if type(value) is exact or (value is None and is_optional):
             return value
-        if value is not None and isinstance(value, accepted) and not (exact is float and isinstance(value, bool)):
+        # True is an int to Python, but would come back as 1.
+        if isinstance(value, accepted) and type(value) is not bool:
             try:
-                return exact(value)
+                return convert(value)
             except OverflowError as e:
                 raise SampleError(f"no {name} holds it: {e}") from None
         _refuse(kind, value)
@@ -421,75 +503,148 @@ def _primitive(name: str, is_optional: bool, accepted: tuple[type[Any], ...]) ->
     return apply
 
 
-def _each(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def apply(values: Any) -> list[Any]:
+def _each(
+    functions: tuple[Callable[[Any], Any], ...], is_repeated: bool, make: Callable[[Iterable[Any]], Any]
+) -> Callable[[Any], Any]:
+    """What applies *functions* to the items of a list or tuple, one each, or its one to all."""
+
+    def apply(values: Any) -> Any:
         if not isinstance(values, list | tuple):
             _refuse(ListOf(), values)
+        if not is_repeated and len(values) != len(functions):
+            raise SampleError(f"expected {len(functions)} items, found {len(values)}")
         made: list[Any] = []
         try:
-            for value in values:
+            for function, value in zip(repeat(functions[0]) if is_repeated else functions, values, strict=False):
                 made.append(function(value))  # its length is the culprit's index
         except SampleError as e:
             raise e.inside(f"[{len(made)}]") from None
-        return made
+        return made if make is list else make(made)
 
     return apply
 
 
-def _write_array(value: Any) -> bytes:
-    if type(value) is np.ndarray:
+def _write_array(kind: ArrayOf) -> Callable[[Any], bytes]:
+    check, usual = _array_check(kind)
+
+    def write(value: Any) -> bytes:
+        if not isinstance(value, np.ndarray):
+            # Tensors of other libraries, NumPy's scalars. Not lists: their dtype would be a guess.
+            if not isinstance(value, np.generic) and not hasattr(value, "__array__"):
+                _refuse(kind, value)
+            value = np.asarray(value)
+        if value.dtype is not usual:
+            check(value)
         return codec.pack_array(value)
-    if isinstance(value, np.ma.MaskedArray):
-        raise SampleError("a masked array would lose its mask; store .filled() and .mask as two fields")
-    # Tensors of other libraries, NumPy's scalars, memory maps. Not lists: their dtype would be a guess.
-    if isinstance(value, np.generic) or hasattr(value, "__array__"):
-        return codec.pack_array(np.asarray(value))
-    return _refuse(NDArray(), value)
+
+    return write
 
 
-def _read_array(value: Any) -> codec.Array:
-    if type(value) is bytes:
-        return codec.unpack_array(value)
-    if isinstance(value, np.ndarray):
-        return value
-    if isinstance(value, bytearray | memoryview):
-        return codec.unpack_array(bytes(value))
-    return _refuse(NDArray(), value)
+def _read_array(kind: ArrayOf) -> Callable[[Any], codec.Array]:
+    check, usual = _array_check(kind)
+
+    def read(value: Any) -> codec.Array:
+        if type(value) is bytes:
+            value = codec.unpack_array(value)
+        elif isinstance(value, bytearray | memoryview):
+            value = codec.unpack_array(bytes(value))
+        elif not isinstance(value, np.ndarray):
+            _refuse(kind, value)
+        if value.dtype is not usual:
+            check(value)
+        return value  # type: ignore[no-any-return]
+
+    return read
+
+
+def _array_check(kind: ArrayOf) -> tuple[Callable[[codec.Array], None], np.dtype[Any] | None]:
+    """What raises SampleError for an array that is not as declared, and a dtype that makes a look at it needless."""
+    name = kind.dtype
+    # A shape without lengths, as one without the list of them, says nothing.
+    shape = kind.shape or None
+
+    def check(array: codec.Array) -> None:
+        if name is not None and not _is_dtype(array.dtype, name):
+            raise SampleError(
+                f"expected an array of dtype {name}, found {array.dtype}; "
+                "convert it with .astype, or declare the field as NDArray, which takes any dtype"
+            )
+        if shape is not None and not (
+            len(shape) == array.ndim and all(n in (0, m) for n, m in zip(shape, array.shape, strict=True))
+        ):
+            declared = ", ".join("any" if n == 0 else str(n) for n in shape)
+            raise SampleError(f"expected an array of shape ({declared}), found {array.shape}")
+
+    return check, _dtype_of(name) if name is not None and shape is None else None
+
+
+# Names that leave open how long an item is, because that depends on the platform.
+_PLATFORM_DTYPES: Final = frozenset({"intp", "uintp", "longdouble", "clongdouble"})
+
+
+@lru_cache(1024)
+def _is_dtype(found: np.dtype[Any], name: str) -> bool:
+    """Whether arrays of *found* are what *name* declares, apart from byte order, length of text, and what it leaves
+    open, as `datetime64` does the unit. A dtype that this platform has not is taken on trust.
+    """
+    declared = _dtype_of(name)
+    if declared is None:
+        return True
+    is_open = (
+        declared.kind in "US"
+        or name in _PLATFORM_DTYPES
+        or (declared.kind in "mM" and np.datetime_data(declared)[0] == "generic")
+    )
+    return found.kind == declared.kind if is_open else found.newbyteorder("=") == declared.newbyteorder("=")
+
+
+def _dtype_of(name: str) -> np.dtype[Any] | None:
+    try:
+        return np.dtype(name)
+    except (TypeError, ValueError, DeprecationWarning):
+        return None
 
 
 def _write_nested(sample_type: type[Any]) -> Callable[[Any], Any]:
-    def apply(value: Any) -> dict[str, Any]:
-        if not isinstance(value, sample_type):
+    def write(value: Any) -> dict[str, Any]:
+        # Of a subclass, what it adds would be lost.
+        if type(value) is not sample_type:
             _refuse(Nested(sample_type), value)
         return _to_map(value)
 
-    return apply
+    return write
 
 
 def _read_nested(sample_type: type[Any]) -> Callable[[Any], Any]:
-    def apply(value: Any) -> Any:
+    def read(value: Any) -> Any:
         if isinstance(value, sample_type):
             return value
         if not isinstance(value, dict):
             _refuse(Nested(sample_type), value)
         return sample_type.from_data(value)
 
-    return apply
+    return read
+
+
+_WRITE: Final = _Way(codec.pack_any, _write_array, _write_nested, list)
+_READ: Final = _Way(codec.unpack_any, _read_array, _read_nested, tuple)
 
 
 def _refuse(kind: Kind, value: Any) -> NoReturn:
     match kind:
         case Primitive(name):
             expected = name
-        case NDArray():
+        case ArrayOf():
             expected = "a NumPy array"
-        case ListOf():
-            expected = "a list"
+        case ListOf() | TupleOf():
+            expected = "a list" if isinstance(kind, ListOf) else "a tuple"
         case Nested(sample):
             expected = f"a sample of type {sample.__name__}"
-    found = "None" if value is None else f"{type(value).__name__} {_brief(value)}"
-    if isinstance(kind, NDArray) and isinstance(value, list):
+    found = "None" if value is None else f"{type(value).__name__} {brief(value)}"
+    if isinstance(kind, ArrayOf) and isinstance(value, list):
         found += "; make it one with np.asarray(values, dtype)"
+    elif isinstance(kind, Nested) and isinstance(value, kind.sample):
+        found += f"; declare the field as {type(value).__name__}, or what that adds is lost"
     raise SampleError(f"expected {expected}, found {found}")
 
 

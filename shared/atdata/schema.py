@@ -6,6 +6,7 @@ checked, and source is only printed.
 
 from __future__ import annotations
 
+import copyreg
 import dataclasses
 import json
 import keyword
@@ -23,7 +24,7 @@ from atdata import nsid, syntax
 from atdata.atmosphere import records
 from atdata.atmosphere.records import Array, Field, FieldType, NDArray, Primitive, Ref, SchemaRecord, is_dtype
 from atdata.errors import SchemaError
-from atdata.hints import Kind, ListOf, Nested, dtype_name, read_hints
+from atdata.hints import ArrayOf, Kind, ListOf, Nested, TupleOf, dtype_name, is_reserved, read_hints
 from atdata.sample import PackableSample
 
 __all__ = ["Resolve", "schema_to_type", "to_source", "type_to_schema"]
@@ -35,6 +36,8 @@ Resolve: TypeAlias = Callable[[str], SchemaRecord | Mapping[str, Any]]
 _MAX_NESTING: Final = 16
 # … or to very many, each of which somebody has to look up.
 _MAX_SCHEMAS: Final = 100
+# No honest sample has more, and the time that it takes to make a class grows with the square of their number.
+_MAX_FIELDS: Final = 1000
 
 
 # --- A type's schema
@@ -56,8 +59,9 @@ def type_to_schema(
     Field(name='image', type=NDArray(dtype='uint8', shape=None), optional=False, description=None)
 
     A field that holds another sample becomes a `ref`, for which *refs* gives the AT URI of that type's schema. The
-    description of a field is `dataclasses.field(metadata={"description": …})`. Raises SchemaError, a ValueError, that
-    names the field which a schema cannot express.
+    description of a field is `dataclasses.field(metadata={"description": …})`. A default has no place in a schema: the
+    field is one that every sample has, and what this library writes always has it. Raises SchemaError, a ValueError,
+    that names the field which a schema cannot express.
     Specification: the lexicon `ac.foundation.dataset.sampleSchema`.
     """
     if not syntax.is_semver(version):
@@ -66,7 +70,7 @@ def type_to_schema(
     fields = []
     for hint in read_hints(sample_type):
         try:
-            if hint.kind is None:
+            if hint.kind is None or isinstance(hint.kind, TupleOf):
                 raise SchemaError(
                     f"no schema can express {hint.text}; use str, int, float, bool, bytes, an array, "
                     "a list of these or another sample"
@@ -87,9 +91,11 @@ def type_to_schema(
 
 def _to_field_type(kind: Kind, refs: Callable[[type[Any]], str] | None) -> FieldType:
     match kind:
-        case Primitive() | NDArray():
+        case Primitive():
             return kind
-        case ListOf(None):
+        case ArrayOf(dtype, shape):
+            return NDArray(shape=shape) if dtype is None else NDArray(dtype, shape)
+        case ListOf(None | TupleOf()) | TupleOf():  # a list of whatever they are
             return Array()
         case ListOf(items, is_nullable):
             assert items is not None
@@ -104,19 +110,25 @@ def _to_field_type(kind: Kind, refs: Callable[[type[Any]], str] | None) -> Field
 
 # --- A schema's type
 
-# By everything that makes a type what it is, so that equal schemas share one and others never do.
+# By everything that a type shows of its schema, so that equal schemas share one and others never do.
 _types: WeakValueDictionary[Any, type[PackableSample]] = WeakValueDictionary()
 
 
 def schema_to_type(schema: SchemaRecord | Mapping[str, Any], *, resolve: Resolve | None = None) -> type[PackableSample]:
-    """The sample type that *schema*, a record or its JSON, describes. Equal schemas give the same class.
+    """The sample type that *schema*, a record or its JSON, describes.
 
     >>> Digit = schema_to_type(index.get_schema(uri))
     >>> Digit(image=np.zeros((28, 28), np.uint8), label=7).packed
 
-    Optional fields default to None; required ones after them are given by keyword. *resolve* looks up the schemas of
-    nested samples. Raises SchemaError, a ValueError, when *schema* is no schema, or names a field in a way that Python
-    cannot; such a dataset can still be read as `DictSample`.
+    Schemas that say the same of name, version, description and fields give the same class, whoever published them; all
+    others give different ones, so that neither documentation nor lenses of one apply to the other. The class can be
+    pickled, and so can a dataset of it.
+
+    Optional fields default to None; required ones after them are given by keyword. Arrays are of the dtype and shape
+    that *schema* says, but of any dtype where it says float32, as that is what schemas call arrays of any. *resolve*
+    looks up the schemas of nested samples. Raises SchemaError, a ValueError, when *schema* is no schema, when its
+    fields cannot be read or are more than 1,000, or when one is named in a way that Python cannot; such a dataset can
+    still be read as `DictSample`.
     """
     return _Builder(resolve).build(_read(schema), 0)
 
@@ -130,9 +142,16 @@ def _read(schema: SchemaRecord | Mapping[str, Any]) -> SchemaRecord:
     reading = records.read(collection, {"$type": collection, **schema})
     if not isinstance(reading.value, SchemaRecord):
         raise SchemaError(f"a record of type {str(collection)[:100]} is no schema")
-    if not reading.value.name:
+    fields = reading.value.fields
+    # A type without the fields would read anything as nothing. Those of an unknown type are there, and hold anything.
+    is_whole = all(field.name for field in fields) if fields else not any(map(_is_about_fields, reading.problems))
+    if not reading.value.name or not is_whole:
         raise SchemaError(f"the schema cannot be read: {'; '.join(reading.problems)}")
     return reading.value
+
+
+def _is_about_fields(problem: str) -> bool:
+    return problem.startswith(("fields", "schema"))
 
 
 class _Builder:
@@ -146,15 +165,19 @@ class _Builder:
     def build(self, schema: SchemaRecord, depth: int) -> type[PackableSample]:
         if depth > _MAX_NESTING:
             raise SchemaError(f"{schema.name[:100]}: schemas are nested more than {_MAX_NESTING} deep, or in a circle")
+        if len(schema.fields) > _MAX_FIELDS:
+            raise SchemaError(f"{schema.name[:100]}: has {len(schema.fields):,} fields, more than {_MAX_FIELDS:,}")
         annotations: list[tuple[str, Any, bool]] = []
+        taken: set[str] = set()
         for field in schema.fields:
             try:
-                _check_name(field.name, {name for name, _, _ in annotations})
+                _check_name(field.name, taken)
                 hint = self._annotation(field.type, depth)
             except SchemaError as e:
                 raise SchemaError(f"{schema.name[:100]}.{field.name[:100]}: {e}") from None
             annotations.append((field.name, hint | None if field.optional else hint, field.optional))
-        key = (schema.name, schema.fields, *annotations)
+            taken.add(field.name)
+        key = (*_identity(schema), *annotations)
         made = _types.get(key)
         if made is None:
             made = _types[key] = _make(schema, annotations, dict(self._resolved))
@@ -197,6 +220,29 @@ class _Builder:
 _PRIMITIVES: Final[Mapping[str, type[Any]]] = {"str": str, "int": int, "float": float, "bool": bool, "bytes": bytes}
 
 
+def _identity(schema: SchemaRecord) -> tuple[Any, ...]:
+    """What a type shows of its schema."""
+    return schema.name, schema.version, schema.description, schema.fields
+
+
+class _DecodedType(type):
+    """The class of decoded types: pickle, which finds no other class of theirs by its name, makes them again."""
+
+
+def _reduce(decoded: _DecodedType) -> str | tuple[Any, ...]:
+    # A class that somebody derives from a decoded one is found where it was written.
+    origin: tuple[Any, ...] | None = decoded.__dict__.get("_atdata_origin")
+    return decoded.__qualname__ if origin is None else (_restore, origin)
+
+
+# pickle asks nothing else of a class than what is registered for its metaclass.
+copyreg.pickle(_DecodedType, _reduce)
+
+
+class _Decoded(PackableSample, metaclass=_DecodedType):
+    """The base of decoded types."""
+
+
 def _make(
     schema: SchemaRecord, annotations: list[tuple[str, Any, bool]], resolved: Mapping[str, SchemaRecord]
 ) -> type[PackableSample]:
@@ -209,33 +255,37 @@ def _make(
             fields.append((name, hint, dataclasses.field(default=None, metadata=metadata)))
         else:
             fields.append((name, hint, dataclasses.field(metadata=metadata, kw_only=has_default)))
-    # What it takes to build the type again where a pickled sample arrives.
-    origin = (SchemaRecord(schema.name, schema.version, schema.fields), resolved)
-
-    def reduce(self: Any) -> tuple[Any, ...]:
-        return _restore, (*origin, {name: getattr(self, name) for name, _, _ in annotations})
-
+    # What it takes to build the type again where a pickle of it arrives.
+    origin = (SchemaRecord(schema.name, schema.version, schema.fields, schema.description), resolved)
     return dataclasses.make_dataclass(
         _class_name(schema.name),
         fields,
-        bases=(PackableSample,),
-        namespace={"__module__": __name__, "__doc__": schema.description, "__reduce__": reduce},
+        bases=(_Decoded,),
+        namespace={"__module__": __name__, "__doc__": schema.description, "_atdata_origin": origin},
         eq=False,
     )
 
 
-def _restore(schema: SchemaRecord, resolved: Mapping[str, SchemaRecord], values: Mapping[str, Any]) -> PackableSample:
-    return schema_to_type(schema, resolve=resolved.__getitem__)(**values)
+def _restore(schema: SchemaRecord, resolved: Mapping[str, SchemaRecord]) -> type[PackableSample]:
+    return schema_to_type(schema, resolve=resolved.__getitem__)
 
 
 def _array_annotation(dtype: str, shape: tuple[int, ...] | None) -> Any:
     if not is_dtype(dtype):
         raise SchemaError(f"{dtype[:50]!r} is not a dtype that samples can hold")
-    scalar = _scalar(dtype)
+    scalar = _declared_scalar(dtype)
     hint: Any = npt.NDArray[Any] if scalar is None else npt.NDArray[scalar]  # type: ignore[valid-type]
-    # What Python's own hint cannot say: the shape, the unit of times, the byte order.
-    is_plain = shape is None and scalar is not None and dtype_name(scalar) == dtype
-    return hint if is_plain else Annotated[hint, NDArray(dtype, shape)]
+    return hint if _is_plain(dtype, shape, scalar) else Annotated[hint, NDArray(dtype, shape)]
+
+
+def _declared_scalar(dtype: str) -> type[np.generic] | None:
+    """The element type in the hint of an array; None for one that may be of any."""
+    return None if dtype == NDArray().dtype else _scalar(dtype)
+
+
+def _is_plain(dtype: str, shape: tuple[int, ...] | None, scalar: type[np.generic] | None) -> bool:
+    """Whether Python's own hint says it all; it cannot say the shape, the unit of times, the byte order."""
+    return shape is None and dtype == (NDArray().dtype if scalar is None else dtype_name(scalar))
 
 
 def _scalar(dtype: str) -> type[np.generic] | None:
@@ -254,11 +304,11 @@ def _is_name(name: str) -> bool:
 
 
 def _check_name(name: str, taken: set[str]) -> None:
-    if not _is_name(name) or name.startswith("__"):
+    if not _is_name(name):
         raise SchemaError("is not a name that a field of a Python class can have; read the dataset as DictSample")
     if name in taken:
         raise SchemaError("is declared twice")
-    if hasattr(PackableSample, name):
+    if is_reserved(name):
         raise SchemaError("every sample has a member of this name already; read the dataset as DictSample")
 
 
@@ -278,7 +328,8 @@ def to_source(schema: SchemaRecord | Mapping[str, Any] | type[Any], *, resolve: 
     """Python source that declares the sample type of *schema*, or *schema* itself when it is a sample type.
 
     >>> print(to_source(index.get_schema(uri)))
-    # ImageSample 1.0.0
+    # -*- coding: utf-8 -*-
+    from __future__ import annotations
     ...
 
     Type checkers accept it, and running it makes a type that reads the same samples. Raises SchemaError as
@@ -308,7 +359,7 @@ class _Source:
     def __init__(self, builder: _Builder) -> None:
         self._builder = builder
         self._imports: set[str] = set()
-        self._class_names: dict[tuple[str, tuple[Field, ...]], str] = {}
+        self._class_names: dict[tuple[Any, ...], str] = {}
         self._classes: list[str] = []
         self._taken: set[str] = set()
 
@@ -318,16 +369,17 @@ class _Source:
             name for one in (schema, *self._builder.resolved()) for name in (*(f.name for f in one.fields), one.name)
         }
         self._declare(schema)
-        title = f"# {_comment(schema.name)} {schema.version if syntax.is_semver(schema.version) else ''}".rstrip()
+        title = _comment(f"{schema.name} {schema.version if syntax.is_semver(schema.version) else ''}")
         order = ["builtins", "dataclasses", "typing", "numpy", "numpy.typing", "atdata", "atdata.atmosphere.records"]
         imports = [
             f"import {module}" if (alias := self._alias(module)) == module else f"import {module} as {alias}"
             for module in order
             if module in self._imports
         ]
-        return "\n".join(
-            [title, "from __future__ import annotations", "", *imports, "", "", "\n\n\n".join(self._classes), ""]
-        )
+        # Python takes a codec's name out of a comment on the first two lines, whatever else that says (PEP 263), and
+        # some codecs turn comments into code: no text of the record is there, and the first line has the say.
+        head = ["# -*- coding: utf-8 -*-", "from __future__ import annotations", "", *imports, "", title]
+        return "\n".join([*head, "", "", "\n\n\n".join(self._classes), ""])
 
     def _alias(self, module: str) -> str:
         alias = {"numpy": "np", "numpy.typing": "npt", "atdata.atmosphere.records": "records"}.get(module, module)
@@ -340,7 +392,7 @@ class _Source:
         return self._alias(module)
 
     def _declare(self, schema: SchemaRecord) -> str:
-        key = (schema.name, schema.fields)
+        key = _identity(schema)
         if key in self._class_names:
             return self._class_names[key]
         lines = []
@@ -348,7 +400,7 @@ class _Source:
         for field in schema.fields:
             has_default |= field.optional
             if field.description:
-                lines.append(f"    # {_comment(field.description)}")
+                lines.append(f"    {_comment(field.description)}")
             default = ""
             if field.optional:
                 default = " = None"
@@ -363,7 +415,7 @@ class _Source:
             count += 1
             name = f"{base}_{count}"
         self._class_names[key] = name
-        head = [f"# {_comment(schema.description)}"] if schema.description else []
+        head = [_comment(schema.description)] if schema.description else []
         head += [f"@{self._use('atdata')}.packable", f"class {name}:"]
         self._classes.append("\n".join([*head, *(lines or ["    pass"])]))
         return name
@@ -375,11 +427,11 @@ class _Source:
             case Primitive(name):
                 return self._builtin(name)
             case NDArray(dtype, shape):
-                scalar = _scalar(dtype)
+                scalar = _declared_scalar(dtype)
                 # The name under which NumPy's own stubs know it.
                 element = f"{self._use('typing')}.Any" if scalar is None else f"{self._use('numpy')}.{scalar.__name__}"
                 hint = f"{self._use('numpy.typing')}.NDArray[{element}]"
-                if shape is None and scalar is not None and dtype_name(scalar) == dtype:
+                if _is_plain(dtype, shape, scalar):
                     return hint
                 note = f"{self._use('atdata.atmosphere.records')}.NDArray({json.dumps(dtype)}, {shape!r})"
                 return f"{self._use('typing')}.Annotated[{hint}, {note}]"
@@ -398,5 +450,5 @@ _BUILTIN_NAMES: Final = frozenset({"str", "int", "float", "bool", "bytes", "list
 
 
 def _comment(text: str) -> str:
-    """*text* on one line, so that none of it leaves the comment."""
-    return "".join(c for c in " ".join(text.split()) if c.isprintable())
+    """*text* as a comment of one line: no character of it ends the line, for Python or for whoever looks at it."""
+    return f"# {''.join(c for c in ' '.join(text.split()) if c.isprintable())}".rstrip()

@@ -23,8 +23,10 @@ _SUFFIX: Final = b".msgpack"
 
 # A long name, or the records of a pax header; nothing honest comes near.
 _MAX_META: Final = 1 << 20
-# A compressed shard may claim anything; msgpack's own limit for one value is 4 GiB.
+# msgpack's own limit for one value is 4 GiB.
 _MAX_SAMPLE: Final = 2 << 30
+# Of a compressed shard, where a gigabyte costs its author a megabyte.
+_MAX_COMPRESSED_SAMPLE: Final = 256 << 20
 # tar pads its archives to 10 KiB; some tools to more.
 _MAX_PADDING: Final = 64 << 20
 
@@ -34,16 +36,17 @@ _EMPTY: Final = frozenset(b"123456")
 _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = b"xgLK"
 
 
-def iter_samples(stream: Stream, shard: str) -> Iterator[tuple[str, bytes]]:
+def iter_samples(stream: Stream, shard: str, *, limit: int | None = None) -> Iterator[tuple[str, bytes]]:
     """The key and the bytes of every sample in *stream*, to the end of the archive and of the stream.
 
     >>> with open("digits.tar", "rb") as stream:
     ...     for key, data in iter_samples(stream, "digits.tar"): ...
 
-    Members that are not called `{key}.msgpack` are passed over. Raises ShardError, with the name *shard*, when the
-    stream is no tar archive, is damaged or truncated, or holds members but not one sample.
+    Members that are not called `{key}.msgpack` are passed over. With *limit*, no more bytes of the archive than that
+    are read, or unpacked if it is compressed. Raises ShardError, with the name *shard*, when the stream is no tar
+    archive, is damaged or truncated, holds members but not one sample, or has more than *limit*.
     """
-    window = _Window(stream, shard)
+    window = _Window(stream, shard, limit)
     # What the last extended header said of the member that follows.
     long_name: bytes | None = None
     long_size: int | None = None
@@ -79,8 +82,8 @@ def iter_samples(stream: Stream, shard: str) -> Iterator[tuple[str, bytes]]:
                 continue
             end = body + size
             if end > len(buffer):
-                if size > _MAX_SAMPLE:
-                    raise ShardError(shard, f"its member {_text(name)} claims {size} bytes")
+                if size > window.max_sample:
+                    raise ShardError(shard, f"its member {_text(name)} claims {size} bytes{window.advice}")
                 buffer, at = window.move(body, size), at - body
                 body, end = 0, size
             yield name[: -len(_SUFFIX)].decode(errors="backslashreplace"), buffer[body:end]
@@ -111,7 +114,7 @@ def iter_samples(stream: Stream, shard: str) -> Iterator[tuple[str, bytes]]:
                 long_name = long_size = None
     if other is not None and not found:
         raise ShardError(shard, f"has no samples: its members are not called {{key}}.msgpack, one is {_text(other)}")
-    window.drain()
+    window.drain(at)
 
 
 def _octal(field: bytes) -> int:
@@ -161,10 +164,14 @@ def _text(name: bytes) -> str:
 class _Window:
     """A piece of a shard, which moves on over its bytes, decompressed."""
 
-    def __init__(self, stream: Stream, shard: str) -> None:
+    def __init__(self, stream: Stream, shard: str, limit: int | None) -> None:
         self._shard = shard
         self._start = 0
         self._stream = stream
+        self._limit = limit
+        self._pulled = 0
+        self.max_sample = _MAX_SAMPLE
+        self.advice = ""
         self.buffer = self._pull()
         if not self.buffer:
             raise ShardError(shard, "is empty: 0 bytes are no tar archive")
@@ -172,15 +179,22 @@ class _Window:
             # GzipFile needs no more of a file than read().
             whole = cast("IO[bytes]", _Rejoined(self.buffer, stream))
             self._stream = cast("Stream", gzip.GzipFile(fileobj=whole, mode="rb"))
+            self.max_sample, self.advice = _MAX_COMPRESSED_SAMPLE, "; decompress the shard to read it"
+            self._pulled = 0
             self.buffer = self._pull()
 
     def _pull(self) -> bytes:
+        size = _PIECE if self._limit is None else min(_PIECE, self._limit - self._pulled + 1)
         try:
-            return self._stream.read(_PIECE)
+            piece = self._stream.read(size)
         except EOFError as e:  # of a compressed stream
             raise ShardError(self._shard, f"is truncated: {e}; fetch it again") from None
         except (OSError, zlib.error) as e:
             raise ShardError(self._shard, f"cannot be read after byte {self._start}: {e}") from e
+        self._pulled += len(piece)
+        if self._limit is not None and self._pulled > self._limit:
+            raise ShardError(self._shard, f"has more than {self._limit} bytes up to here, and is read no further")
+        return piece
 
     def move(self, at: int, size: int) -> bytes:
         """Begin at what is *at* now, and hold *size* bytes or more. Raises ShardError if there are fewer."""
@@ -204,13 +218,25 @@ class _Window:
         self.buffer = b"".join(pieces)
         return self.buffer
 
-    def drain(self) -> None:
-        """Read to the end of the stream: what checks its bytes, a checksum say, can do so there only."""
+    def drain(self, at: int) -> None:
+        """Read to the end of the stream, past the empty block *at*: all that follows is empty as well.
+
+        What checks the bytes, a checksum say, can do so at the end only. Anything else there would be lost: samples
+        behind a damaged header, or of a second archive.
+        """
+        piece = self.buffer[at:]
         passed = 0
-        while piece := self._pull():
+        while piece:
+            if piece.count(0) != len(piece):
+                raise ShardError(
+                    self._shard,
+                    f"goes on after the end of its archive, at byte {self._start + at}: it is damaged, or made of "
+                    "several; fetch it again, or join archives with tar --concatenate",
+                )
             passed += len(piece)
             if passed > _MAX_PADDING:
                 raise ShardError(self._shard, "goes on and on after the end of its archive")
+            piece = self._pull()
 
     def _truncated(self, length: int) -> ShardError:
         return ShardError(

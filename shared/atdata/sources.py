@@ -1,6 +1,8 @@
 """Own where shards are: what a URL may be, how brace notation unfolds, and how each kind of place is opened.
 
-No URL ever reaches a library that could run it: schemes are allow-listed, after braces are expanded.
+No URL ever reaches a library that could run it: schemes are allow-listed, after braces are expanded. What a stranger
+chose is asked for over checked connections only, and never with our keys: not by boto3 or gcsfs, which connect
+themselves, and find keys and services in the environment.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from braceexpand import braceexpand
 
@@ -28,18 +31,34 @@ from atdata.errors import (
     ShardError,
     SourceError,
     UnknownShardError,
+    how_to_install,
+    redacted,
 )
 from atdata.protocols import DataSource, Stream
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["BlobSource", "S3Source", "Subset", "URLSource", "expand", "in_braces", "open_url", "scheme_of"]
+__all__ = [
+    "BlobSource",
+    "PublicS3Source",
+    "S3Source",
+    "Subset",
+    "URLSource",
+    "expand",
+    "in_braces",
+    "literal",
+    "open_url",
+    "scheme_of",
+]
 
 SCHEMES: Final = frozenset({"", "at", "file", "gs", "http", "https", "s3"})
 """What URLs may begin with; "" stands for a path."""
 
 _MAX_SHARDS: Final = 100_000
+# As many URLs of some three hundred letters.
+_MAX_LENGTH: Final = 32 << 20
+_MAX_DEPTH: Final = 20
 # Two letters or more: `C:` is a drive.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _BUFFER: Final = 1 << 18
@@ -59,34 +78,54 @@ def scheme_of(url: str) -> str:
     match = _SCHEME.match(url)
     scheme = match[1].lower() if match else ""
     if scheme not in SCHEMES:
-        hint = f"; for a file of this name write ./{url[:100]}" if match and "://" not in url else ""
+        hint = f"; for a file of this name write ./{_shown(url)}" if match and "://" not in url else ""
         raise SourceError(
-            f"{url[:200]}: {scheme}: is not opened; use a path, or a file:, http:, https:, s3:, gs: or at: URL{hint}"
+            f"{_shown(url)}: {scheme}: is not opened; use a path, or a file:, http:, https:, s3:, gs: or at: URL{hint}"
         )
     return scheme
 
 
-def expand(url: str) -> list[str]:
-    """The URLs that *url* stands for in brace notation, each checked.
+def _shown(url: str) -> str:
+    """*url* fit for a message: without a password, also where it is cut."""
+    return redacted(url)[:200]
+
+
+def expand(*patterns: str) -> list[str]:
+    """The URLs that *patterns* stand for in brace notation, each checked.
 
     >>> expand("digits-{08..10}.tar")
     ['digits-08.tar', 'digits-09.tar', 'digits-10.tar']
 
     A backslash before a brace or a comma takes it as it is. Raises SourceError, a ValueError, for braces without a
-    partner, for more than 100,000 shards, and for schemes that are not opened.
+    partner, for more than 100,000 shards, for more than 32 MiB of URLs, and for schemes that are not opened.
     """
-    expanded = [url]
-    if "{" in url or "}" in url:
-        # braceexpand would make them all, or worse, before anyone could count.
-        if _count(url) > _MAX_SHARDS:
-            raise SourceError(f"{url[:200]}: stands for more than {_MAX_SHARDS:,} shards")
-        try:
-            expanded = list(braceexpand(url))
-        except ValueError:
-            raise SourceError(f"{url[:200]}: a brace has no partner; write \\{{ or \\}} for one in a name") from None
+    # braceexpand would make them all, or worse, before anyone could count.
+    total = _Extent(0, 0)
+    for pattern in patterns:
+        total += _extent(pattern) if _has_braces(pattern) else _Extent(1, 0)
+        if total.count > _MAX_SHARDS:
+            raise SourceError(f"{_shown(pattern)}: stands for more than {_MAX_SHARDS:,} shards")
+        if total.length > _MAX_LENGTH:
+            raise SourceError(f"{_shown(pattern)}: stands for more than {_MAX_LENGTH >> 20} MiB of URLs")
+    expanded: list[str] = []
+    for pattern in patterns:
+        expanded += braceexpand(pattern) if _has_braces(pattern) else [pattern]
     for one in expanded:
         scheme_of(one)
     return expanded
+
+
+def _has_braces(pattern: str) -> bool:
+    return "{" in pattern or "}" in pattern
+
+
+def literal(name: str) -> str:
+    """*name* such that brace notation takes it as it is.
+
+    >>> expand(literal("odd{1,2}.tar"))
+    ['odd{1,2}.tar']
+    """
+    return re.sub(r"([\\{},])", r"\\\1", name) if _has_braces(name) else name
 
 
 def in_braces(urls: Sequence[str]) -> str:
@@ -102,66 +141,118 @@ def in_braces(urls: Sequence[str]) -> str:
     return "{" + ",".join(plain) + "}"
 
 
-_NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
-_LETTERS = re.compile(r"[A-Za-z]\.\.[A-Za-z](?:\.\.-?\d+)?")
+_TOKEN = re.compile(r"\\.?|[{},]|[^\\{},]+", re.DOTALL)
+# As braceexpand has them, to which a line break at the end is no difference.
+_NUMBERS = re.compile(r"^(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?$")
+_LETTERS = re.compile(r"^[A-Za-z]\.\.[A-Za-z](?:\.\.-?\d+)?$")
 
 
-def _count(pattern: str) -> int:
-    """How many strings *pattern* stands for, at least: a product of sums of products."""
-    # Per open brace: the sum of the alternatives before the last comma, the product since, and where it opened.
-    levels: list[tuple[int, int, int]] = [(0, 1, 0)]
-    at = 0
-    while at < len(pattern):
-        total, product, start = levels[-1]
-        match pattern[at]:
-            case "\\":
-                at += 1
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """How many strings a piece of a pattern stands for, and how long they are together."""
+
+    count: int
+    length: int
+
+    def __add__(self, other: _Extent) -> _Extent:
+        return _Extent(self.count + other.count, self.length + other.length)
+
+    def __mul__(self, other: _Extent) -> _Extent:
+        return _Extent(self.count * other.count, self.length * other.count + other.length * self.count)
+
+
+@dataclass(slots=True)
+class _Level:
+    """What stands within one open brace, so far."""
+
+    start: int
+    before: _Extent = _Extent(0, 0)
+    """The alternatives up to the last comma."""
+    since: _Extent = _Extent(1, 0)
+
+
+def _extent(pattern: str) -> _Extent:
+    """The extent of *pattern*, never less than what braceexpand makes of it."""
+    levels = [_Level(0)]
+    for token in _TOKEN.finditer(pattern):
+        level = levels[-1]
+        match token[0]:
             case "{":
-                levels.append((0, 1, at + 1))
-            case ",":
-                levels[-1] = total + product, 1, start
-            case "}" if len(levels) > 1:
+                if len(levels) > _MAX_DEPTH:
+                    raise SourceError(f"{_shown(pattern)}: has braces more than {_MAX_DEPTH} deep")
+                levels.append(_Level(token.end()))
+            case "}":
                 levels.pop()
-                total += product
-                if span := _NUMBERS.fullmatch(pattern, start, at):
-                    # A number too long for a count is too many, too.
-                    step = max(1, int(span[3] or 1)) if len(span[0]) < 60 else 0
-                    total = abs(int(span[2]) - int(span[1])) // step + 1 if step else _MAX_SHARDS + 1
-                elif _LETTERS.fullmatch(pattern, start, at):
-                    total = 52
-                outer_total, outer_product, outer_start = levels[-1]
-                levels[-1] = outer_total, outer_product * total, outer_start
-        if levels[-1][0] + levels[-1][1] > _MAX_SHARDS:
-            break
-        at += 1
-    return max(total + product for total, product, _ in levels)
+                if not levels:
+                    break
+                piece = _range_extent(pattern[level.start : token.start()]) or level.before + level.since
+                # Where they stand for nothing, the braces stay.
+                levels[-1].since *= _Extent(1, 2) * piece
+                if levels[-1].since.count > _MAX_SHARDS or levels[-1].since.length > _MAX_LENGTH:
+                    return levels[-1].since
+            case "," if len(levels) > 1:
+                level.before += level.since
+                level.since = _Extent(1, 0)
+            case text:
+                level.since *= _Extent(1, len(text))
+    if len(levels) != 1:
+        raise SourceError(f"{_shown(pattern)}: a brace has no partner; write \\{{ or \\}} for one in a name")
+    return levels[0].since
 
 
-def open_url(url: str, *, trusted: bool = True) -> Stream:
+def _range_extent(expression: str) -> _Extent | None:
+    """The extent of `{0..99}` or `{a..z}`; None for what is neither."""
+    if span := _NUMBERS.match(expression):
+        # A number too long to count with is too many, too.
+        if len(expression) > 60:
+            return _Extent(_MAX_SHARDS + 1, 0)
+        count = abs(int(span[2]) - int(span[1])) // max(1, int(span[3] or 1)) + 1
+        return _Extent(count, count * max(len(span[1]), len(span[2])))
+    return _Extent(52, 52) if _LETTERS.match(expression) else None
+
+
+def open_url(url: str, *, trusted: bool = True, allow_private: bool = False) -> Stream:
     """The bytes at *url*, one URL without braces.
 
     A path or `file:` is opened; `http(s):`, `s3:`, `gs:` and `at://{did}/blob/{cid}` are streamed. Without *trusted*,
-    hosts of private networks are refused. Raises SourceError for other schemes, MissingShardError when nothing is
-    there, and ShardError, all naming the URL.
+    objects of S3 and Google Storage are asked for without our keys, and files and hosts of private networks are refused
+    unless *allow_private*. Raises SourceError for other schemes, MissingShardError when nothing is there, and
+    ShardError, all naming the URL.
     """
     match scheme_of(url):
+        case "" | "file" if not (trusted or allow_private):
+            raise SourceError(f"{_shown(url)}: is a file of this machine, which no stranger chooses")
         case "":
             return _open_file(url, url)
         case "file":
-            parts = urlsplit(url)
-            if parts.netloc not in ("", "localhost"):
-                raise SourceError(f"{url[:200]}: names another host; use file:///path")
-            return _open_file(unquote(parts.path), url)
-        case "s3":
+            host, path = _host_and_path(url)
+            if host not in ("", "localhost"):
+                raise SourceError(f"{_shown(url)}: names another host; use file:///path")
+            return _open_file(unquote(path), url)
+        case "s3" if trusted:
             bucket, key = _bucket_and_key(url)
             return S3Source(bucket, [key]).open_shard(url)
-        case "gs":
+        case "s3":
+            bucket, key = _bucket_and_key(url)
+            return PublicS3Source(bucket, [key], allow_private=allow_private).open_shard(url)
+        case "gs" if trusted:
             return _open_gs(url)
+        case "gs":
+            bucket, key = _bucket_and_key(url, "gs")
+            return _open_http(_public_url(_public_folder(bucket, _GOOGLE, None), key), url, trusted=allow_private)
         case "at":
             uri = BlobUri.parse(url)
             return BlobSource([{"did": uri.did, "cid": uri.cid}]).open_shard(url)
         case _:
-            return _open_http(url, url, trusted=trusted)
+            return _open_http(url, url, trusted=trusted or allow_private)
+
+
+def _host_and_path(url: str) -> tuple[str, str]:
+    try:
+        parts = urlsplit(url)
+    except ValueError as e:
+        raise SourceError(f"{_shown(url)}: is no URL: {e}") from None
+    return parts.netloc, parts.path
 
 
 def _open_file(path: str, url: str) -> Stream:
@@ -299,7 +390,10 @@ _ALGORITHMS: Final = frozenset({"md5", "sha1", "sha256", "sha384", "sha512", "bl
 
 
 class _Source:
-    """What the sources have in common: an ordered table of shards."""
+    """What the sources have in common: an ordered table of shards. A shard may be listed more than once."""
+
+    locates_shards = True
+    """Whether the ids alone say where the shards are, to anybody."""
 
     def __init__(self, ids: Iterable[str]) -> None:
         self._ids = tuple(ids)
@@ -337,8 +431,9 @@ class URLSource(_Source):
     'digits-009.tar'
 
     Several URLs may be given as a list. *checksums*, by URL, are verified while the shards are read. *trusted* is False
-    for URLs that a stranger chose: then hosts of private networks are refused. Raises SourceError, a ValueError, for
-    URLs that are not opened; none is before a shard is read.
+    for URLs that a stranger chose: then our keys are not used, and files and hosts of private networks are refused
+    unless *allow_private*. Raises SourceError, a ValueError, for URLs that are not opened; none is before a shard is
+    read.
     """
 
     def __init__(
@@ -347,16 +442,16 @@ class URLSource(_Source):
         *,
         checksums: Mapping[str, Checksum] | None = None,
         trusted: bool = True,
+        allow_private: bool = False,
     ) -> None:
         if isinstance(url, os.PathLike):
             url = os.fspath(url)
         urls = [url] if isinstance(url, str) else list(url)
+        super().__init__(expand(*urls))
         self._url = in_braces(urls)
-        super().__init__(one for pattern in urls for one in expand(pattern))
-        if len(self._ids) > _MAX_SHARDS:
-            raise SourceError(f"{self._url[:200]}: stands for more than {_MAX_SHARDS:,} shards")
         self._checksums = dict(checksums or {})
         self._trusted = trusted
+        self._allow_private = allow_private
 
     @property
     def url(self) -> str:
@@ -364,11 +459,11 @@ class URLSource(_Source):
         return self._url
 
     def _open(self, shard_id: str) -> Stream:
-        stream = open_url(shard_id, trusted=self._trusted)
+        stream = open_url(shard_id, trusted=self._trusted, allow_private=self._allow_private)
         return _verified(stream, shard_id, self._checksums.get(shard_id))
 
     def __repr__(self) -> str:
-        return f"URLSource({self._url!r})"
+        return f"URLSource({redacted(self._url)!r})"
 
 
 class S3Source(_Source):
@@ -378,8 +473,8 @@ class S3Source(_Source):
     ['s3://my-bucket/train/0.tar']
 
     Without keys, boto3 finds them as it always does: in the environment, in `~/.aws`, at the machine's role. Needs the
-    extra `s3`. *checksums*, by id, are verified while the shards are read. *trusted* is False for an endpoint that a
-    stranger chose: then no request is signed, and hosts of private networks are refused.
+    extra `s3`. *checksums*, by id, are verified while the shards are read. Raises SourceError, a ValueError, for an
+    endpoint that is no URL of a host.
     """
 
     def __init__(
@@ -392,21 +487,15 @@ class S3Source(_Source):
         region: str | None = None,
         *,
         checksums: Mapping[str, Checksum] | None = None,
-        trusted: bool = True,
     ) -> None:
-        if isinstance(keys, str):
-            raise SourceError("keys of S3Source is a list of keys, not one")
-        if endpoint is not None and urlsplit(endpoint).scheme not in ("http", "https"):
-            raise SourceError(f"{endpoint[:200]}: an S3 endpoint is an http:// or https:// URL")
+        super().__init__(_s3_ids(bucket, keys))
+        self.locates_shards = endpoint is None
         self._bucket = bucket
-        self._keys = {f"s3://{bucket}/{key}": key for key in keys}
-        super().__init__(self._keys)
-        self._endpoint = endpoint
+        self._endpoint = None if endpoint is None else _checked_endpoint(endpoint)
         self._access_key = access_key
         self._secret_key = secret_key
         self._region = region
         self._checksums = dict(checksums or {})
-        self._trusted = trusted
         self._client: Any = None
 
     @classmethod
@@ -416,7 +505,7 @@ class S3Source(_Source):
         >>> S3Source.from_urls(["s3://my-bucket/0.tar", "s3://my-bucket/1.tar"])
         S3Source('my-bucket', 2 shards)
         """
-        pairs = [_bucket_and_key(one) for url in urls for one in expand(url)]
+        pairs = [_bucket_and_key(one) for one in expand(*urls)]
         buckets = sorted({bucket for bucket, _ in pairs})
         if len(buckets) != 1:
             raise SourceError(f"an S3Source has one bucket, found {', '.join(buckets) or 'no URL'}; make one for each")
@@ -458,7 +547,7 @@ class S3Source(_Source):
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            body = client.get_object(Bucket=self._bucket, Key=self._keys[shard_id])["Body"]
+            body = client.get_object(Bucket=self._bucket, Key=_bucket_and_key(shard_id)[1])["Body"]
         except ClientError as e:
             code = e.response.get("Error", {}).get("Code", "")
             if code in ("NoSuchKey", "NoSuchBucket", "404"):
@@ -472,32 +561,27 @@ class S3Source(_Source):
     def _connected(self, shard: str) -> Any:
         if self._client is None:
             try:
-                self._client = self._connect()
-            except NetworkError as e:
+                import boto3
+                from botocore.exceptions import BotoCoreError
+            except ImportError:
+                raise MissingExtraError(f"S3 needs boto3: {how_to_install('s3')}") from None
+            try:
+                self._client = self._connect(boto3.session.Session())
+            # ValueError: an endpoint that boto3 does not take.
+            except (BotoCoreError, ValueError) as e:
                 raise ShardError(shard, f"cannot be opened: {e}") from e
         return self._client
 
-    def _connect(self) -> Any:
-        try:
-            import boto3
-        except ImportError:
-            raise MissingExtraError("S3 needs boto3: pip install 'atdata-network[s3]'") from None
-        from botocore import UNSIGNED
+    def _connect(self, session: Any) -> Any:
         from botocore.config import Config
 
-        from atdata import network
-
-        is_stranger = not self._trusted and self._endpoint is not None
-        if is_stranger and not network.allows_private_hosts():
-            network.check_public(str(self._endpoint))
-        return boto3.session.Session().client(
+        return session.client(
             "s3",
             endpoint_url=self._endpoint,
             aws_access_key_id=self._access_key,
             aws_secret_access_key=self._secret_key,
             region_name=self._region,
             config=Config(
-                signature_version=UNSIGNED if is_stranger else None,
                 retries={"mode": "standard", "max_attempts": 4},
                 connect_timeout=10,
                 read_timeout=60,
@@ -536,10 +620,85 @@ class _S3Body(io.RawIOBase):
         super().close()
 
 
-def _bucket_and_key(url: str) -> tuple[str, str]:
-    bucket, _, key = url.removeprefix("s3://").partition("/")
-    if not url.startswith("s3://") or not bucket or not key:
-        raise SourceError(f"{url[:200]}: expected s3://bucket/key")
+class PublicS3Source(_Source):
+    """Objects of S3 that anybody may read, as a stranger's record names them: asked for over HTTP, without keys.
+
+    >>> PublicS3Source("their-bucket", ["train/0.tar"], region="eu-west-1").list_shards()
+    ['s3://their-bucket/train/0.tar']
+
+    Hosts of private networks are refused unless *allow_private*. Raises SourceError, a ValueError, for what is no
+    bucket, key, endpoint or region.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        keys: Iterable[str],
+        endpoint: str | None = None,
+        region: str | None = None,
+        *,
+        checksums: Mapping[str, Checksum] | None = None,
+        allow_private: bool = False,
+    ) -> None:
+        super().__init__(_s3_ids(bucket, keys))
+        self.locates_shards = endpoint is None
+        folder = _public_folder(bucket, endpoint, region)
+        self._urls = {shard_id: _public_url(folder, _bucket_and_key(shard_id)[1]) for shard_id in self._ids}
+        self._checksums = dict(checksums or {})
+        self._allow_private = allow_private
+
+    def _open(self, shard_id: str) -> Stream:
+        stream = _open_http(self._urls[shard_id], shard_id, trusted=self._allow_private)
+        return _verified(stream, shard_id, self._checksums.get(shard_id))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._ids[0] if self._ids else ''!r}, {_counted(self._ids)})"
+
+
+# A host, a port and a folder: nothing that two libraries could read differently.
+_ENDPOINT = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*/?")
+_BUCKET = re.compile(r"[a-z0-9._-]{3,63}")
+_REGION = re.compile(r"[a-z0-9-]{1,40}")
+_GOOGLE: Final = "https://storage.googleapis.com"
+
+
+def _checked_endpoint(endpoint: str) -> str:
+    if not _ENDPOINT.fullmatch(endpoint):
+        raise SourceError(f"{_shown(endpoint)!r}: an S3 endpoint is an http:// or https:// URL of a host")
+    return endpoint.rstrip("/")
+
+
+def _public_folder(bucket: str, endpoint: str | None, region: str | None) -> str:
+    """Below which URL anybody reads a bucket: https://docs.aws.amazon.com/AmazonS3/latest/userguide/VirtualHosting.html"""
+    if not _BUCKET.fullmatch(bucket):
+        raise SourceError(f"{bucket[:80]!r} is no bucket that is read without keys: 3 to 63 of a-z 0-9 . _ -")
+    if region is not None and not _REGION.fullmatch(region):
+        raise SourceError(f"{region[:50]!r} is no region of S3")
+    if endpoint is not None:
+        return f"{_checked_endpoint(endpoint)}/{bucket}"
+    host = f"s3.{region}.amazonaws.com" if region else "s3.amazonaws.com"
+    # A certificate is for one label. By their own hosts buckets are found without their region.
+    is_label = "." not in bucket and "_" not in bucket
+    return f"https://{bucket}.{host}" if is_label else f"https://{host}/{bucket}"
+
+
+def _public_url(folder: str, key: str) -> str:
+    # In a URL they lead elsewhere: to another object, or bucket.
+    if {".", ".."} & set(key.split("/")):
+        raise SourceError(f"{_shown(folder)}/{key[:100]}: a key with . or .. is not read without keys")
+    return f"{folder}/{quote(key, errors='surrogatepass')}"
+
+
+def _s3_ids(bucket: str, keys: Iterable[str]) -> list[str]:
+    if isinstance(keys, str):
+        raise SourceError("the keys of a source in S3 are a list of keys, not one")
+    return [f"s3://{bucket}/{key}" for key in keys]
+
+
+def _bucket_and_key(url: str, scheme: str = "s3") -> tuple[str, str]:
+    bucket, _, key = url.removeprefix(f"{scheme}://").partition("/")
+    if not url.startswith(f"{scheme}://") or not bucket or not key:
+        raise SourceError(f"{_shown(url)}: expected {scheme}://bucket/key")
     return bucket, key
 
 
@@ -561,7 +720,7 @@ class BlobSource(_Source):
         *,
         plc_url: str | None = None,
     ) -> None:
-        self._blobs: dict[str, BlobUri] = {}
+        blobs: list[BlobUri] = []
         for ref in blob_refs:
             try:
                 uri = BlobUri(ref["did"], ref["cid"])
@@ -569,8 +728,9 @@ class BlobSource(_Source):
                 raise SourceError(f'a blob is {{"did": …, "cid": …}}, found {str(ref)[:200]}') from None
             if not syntax.is_did(uri.did):
                 raise SourceError(f"{uri.did[:100]!r} is not a DID")
-            self._blobs[str(uri)] = uri
-        super().__init__(self._blobs)
+            blobs.append(uri)
+        super().__init__(map(str, blobs))
+        self._blobs = dict(zip(self._ids, blobs, strict=True))
         self._pds_endpoint = pds_endpoint.rstrip("/") if pds_endpoint else None
         self._plc_url = plc_url
         self._resolver: Any = None
@@ -618,6 +778,7 @@ class Subset(_Source):
     def __init__(self, source: DataSource, ids: Iterable[str]) -> None:
         self._source = source
         super().__init__(ids)
+        self.locates_shards = getattr(source, "locates_shards", True)
 
     def _open(self, shard_id: str) -> Stream:
         return self._source.open_shard(shard_id)

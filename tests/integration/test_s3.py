@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
 
 import pytest
 from shard_files import Digit, digits, packed_shard
 
-from atdata import Dataset, S3Source, load_dataset
+from atdata import Dataset, S3Source, load_dataset, network
 from atdata.atmosphere.records import Checksum
 from atdata.errors import MissingShardError, ShardError
+from atdata.sources import PublicS3Source, Subset
 
 boto3 = pytest.importorskip("boto3", reason="needs the extra s3")
 server = pytest.importorskip("moto.server", reason="needs moto's server")
@@ -33,7 +36,8 @@ def endpoint() -> Iterator[str]:
     for i in range(3):
         shard = packed_shard(digits(4, i * 4))
         client.put_object(Bucket="bucket", Key=f"data/train-{i}.tar", Body=shard, ACL="public-read")
-    client.put_object(Bucket="bucket", Key="data/test {odd} +.tar", Body=packed_shard(digits(2, 90)))
+    odd = packed_shard(digits(2, 90))
+    client.put_object(Bucket="bucket", Key="data/test {odd} +.tar", Body=odd, ACL="public-read")
     client.put_object(Bucket="bucket", Key="data/readme.md", Body=b"not a shard")
     client.close()
     yield url
@@ -124,19 +128,47 @@ def test_checksums_are_verified(endpoint):
         labels(source(b"other"))
 
 
-def test_strangers_endpoints_stay_on_the_public_internet(endpoint, monkeypatch):
+def test_strangers_services_stay_on_the_public_internet(endpoint, environment, monkeypatch):
     """An endpoint from a record is not followed into a private network; where it may be, requests are not signed."""
     monkeypatch.delenv("ATDATA_ALLOW_PRIVATE_HOSTS", raising=False)
-    source = S3Source("bucket", ["data/train-0.tar"], endpoint=endpoint, trusted=False)
-    with pytest.raises(ShardError, match="not on the public internet"):
+    names = ["data/train-0.tar", "data/test {odd} +.tar", "data/no.tar"]
+    source = PublicS3Source("bucket", names, endpoint)
+    with pytest.raises(ShardError, match=f"s3://bucket/{names[0]}: cannot be opened: .*not on the public internet"):
         labels(source)
-    monkeypatch.setenv("ATDATA_ALLOW_PRIVATE_HOSTS", "1")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "mine")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "mine")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    signed = []
-    source._connected("s3://bucket/").meta.events.register(
-        "before-send.s3", lambda request, **_: signed.append("Authorization" in request.headers)
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    headers: list[str] = []
+    monkeypatch.setattr(
+        network, "open_response", lambda url, real=network.open_response, **options: spied(real(url, **options))
     )
-    assert labels(source) == [0, 1, 2, 3]
-    assert signed == [False]
+
+    @contextmanager
+    def spied(context: Any) -> Iterator[Any]:
+        with context as response:
+            headers.extend(response.request.headers)
+            yield response
+
+    allowed = PublicS3Source("bucket", names[:2], endpoint, allow_private=True)
+    assert labels(allowed) == [0, 1, 2, 3, 90, 91]
+    monkeypatch.setenv("ATDATA_ALLOW_PRIVATE_HOSTS", "1")
+    assert labels(Subset(source, [f"s3://bucket/{names[0]}"])) == [0, 1, 2, 3]
+    assert "user-agent" in headers
+    assert "authorization" not in headers
+    with pytest.raises(MissingShardError, match=r"s3://bucket/data/no\.tar: there is nothing"):
+        source.open_shard("s3://bucket/data/no.tar")
+
+
+def test_strangers_checksums_are_verified(endpoint):
+    """A shard of a stranger's bucket whose bytes do not match its checksum fails with its URL."""
+    shard = "s3://bucket/data/train-0.tar"
+    wrong = {shard: Checksum("sha256", sha256(b"other").hexdigest())}
+    with pytest.raises(ShardError, match=f"{shard}: its bytes are not the right ones"):
+        labels(PublicS3Source("bucket", ["data/train-0.tar"], endpoint, checksums=wrong, allow_private=True))
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"region": "evil.com/?"}, {"region": "evil com"}, {"endpoint": "http://h:99999"}]
+)
+def test_what_boto3_does_not_take_is_an_error_of_ours(arguments):
+    """A region or an endpoint that is none is a ShardError that names the shard."""
+    with pytest.raises(ShardError, match=r"s3://bucket/0\.tar: cannot be opened"):
+        labels(S3Source("bucket", ["0.tar"], **{**KEYS, "endpoint": None, **arguments}))

@@ -494,6 +494,9 @@ def test_a_dataset_whose_schema_is_gone(client: AtmosphereClient, dataset: Any):
     client.delete_record(entry.schema_ref)
     with pytest.raises(FileNotFoundError, match=f"{entry.uri}: its schema cannot be read: {entry.schema_ref}"):
         atdata.load_dataset(entry.uri, index=AtmosphereIndex(client))
+    index = AtmosphereIndex(client)
+    assert list(atdata.load_dataset(entry.uri, Digit, split="train", index=index)) == digits(100)
+    assert len(list(atdata.load_dataset(entry.uri, atdata.DictSample, split="train", index=index))) == 100
     assert list(DatasetLoader(client).to_dataset(entry.uri, Digit)) == digits(100)
 
 

@@ -24,6 +24,12 @@ class Declared(PackableSample):
     label: str
 
 
+@atdata.packable
+class Both(PackableSample):
+    image: NDArray[np.uint8]
+    label: str = ""
+
+
 def samples() -> None:
     sample = ImageSample(np.zeros((2, 2), np.uint8), label="cat")
     assert_type(sample.label, str)
@@ -33,6 +39,10 @@ def samples() -> None:
     assert_type(declared.as_wds, dict[str, Any])
     assert_type(Declared.from_bytes(b""), Declared)
     assert_type(Declared.from_data({}), Declared)
+    both = Both(np.zeros((2, 2), np.uint8), label="cat")
+    assert_type(both.label, str)
+    assert_type(both.packed, bytes)
+    assert_type(Both.from_bytes(b""), Both)
 
 
 def iteration() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import errno
+import io
 import json
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +23,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from shard_files import Digit, Labelled, digits, packed_shard, write_shard
+from web import Reply, serve
 
 import atdata
 from atdata import atmosphere, network
@@ -29,6 +33,7 @@ from atdata.atmosphere import (
     DatasetLoader,
     DatasetPublisher,
     LabelLoader,
+    LabelPublisher,
     LensPublisher,
     PDSBlobStore,
     SchemaPublisher,
@@ -41,7 +46,11 @@ from atdata.atmosphere.client import StoredRecord
 from atdata.atmosphere.index import DatasetEntry
 from atdata.cid import generate_cid, raw_cid
 from atdata.errors import (
+    ArgumentError,
+    ConfigError,
+    LensError,
     LoginError,
+    MissingExtraError,
     MissingShardError,
     NetworkError,
     NotFoundError,
@@ -53,7 +62,9 @@ from atdata.errors import (
     SourceError,
     UriError,
 )
+from atdata.schema import type_to_schema
 from atdata.shards import iter_samples
+from atdata.sources import Subset
 
 ADA = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
 BEN = "did:plc:bbbbbbbbbbbbbbbbbbbbbbbb"
@@ -271,6 +282,13 @@ def dataset(tmp_path: Path) -> atdata.Dataset[Digit]:
     return atdata.Dataset[Digit](str(tmp_path / "d-{0..1}.tar"))
 
 
+@pytest.fixture
+def schema(pds: FakePds) -> None:
+    """The schema of digits at SCHEMA_URI."""
+    written = type_to_schema(Digit, created_at=datetime(2026, 1, 1, tzinfo=UTC)).to_record()
+    pds.records[ADA, SCHEMA, SCHEMA_URI.rpartition("/")[2]] = {"$type": SCHEMA, **written}
+
+
 def refuse(status: int, error: str = "Busy", **headers: str) -> Fault:
     return lambda: (
         status,
@@ -376,12 +394,32 @@ def test_an_expired_access_token_is_renewed_and_the_new_one_exported(pds: FakePd
     assert pds.refreshed == 1
 
 
-def test_a_session_that_the_server_has_ended_is_a_login_error(pds: FakePds, client: AtmosphereClient):
-    """ExpiredToken, whatever its status, says to log in again, and is not retried."""
+def test_a_token_that_the_server_calls_expired_is_renewed(pds: FakePds, client: AtmosphereClient, dataset: Any):
+    """Whatever our clock says of a token, ExpiredToken is answered with new ones, and the request is made again."""
     pds.fail("com.atproto.repo.createRecord", refuse(400, "ExpiredToken"))
+    uri = client.create_record(LABEL, LABEL_RECORD)
+    assert (pds.refreshed, pds.called("com.atproto.repo.createRecord")) == (1, 2)
+    assert client.get_record(uri)["name"] == "a"
+    pds.fail("com.atproto.repo.uploadBlob", refuse(401, "ExpiredToken"))
+    sent: list[int] = []
+    blob = client.upload_blob(b"some bytes" * 100_000, progress=sent.append)
+    assert len(pds.blobs[blob["ref"]["$link"]]) == sum(sent) == 1_000_000
+    assert pds.refreshed == 2
+
+
+@pytest.mark.parametrize("refreshed", [True, False])
+def test_a_session_that_the_server_has_ended_is_a_login_error(
+    pds: FakePds, client: AtmosphereClient, refreshed: bool, pauses: list[float]
+):
+    """When new tokens are refused, or of no use either, the error says to log in again; nothing is tried for long."""
+    pds.fail("com.atproto.repo.createRecord", *[refuse(400, "ExpiredToken")] * 2)
+    if not refreshed:
+        pds.fail("com.atproto.server.refreshSession", refuse(400, "ExpiredToken"))
     with pytest.raises(LoginError, match="log in again"):
         client.create_record(LABEL, LABEL_RECORD)
-    assert pds.called("com.atproto.repo.createRecord") == 1
+    assert pds.called("com.atproto.repo.createRecord") == 1 + refreshed
+    assert pds.called("com.atproto.server.refreshSession") == 1
+    assert pauses == []
 
 
 def test_too_many_logins_are_not_waited_for(pds: FakePds, pauses: list[float]):
@@ -410,6 +448,24 @@ def test_a_busy_server_is_waited_for_as_long_as_it_asks(
     client.put_record(LABEL, "3jzfcijpj2z2a", LABEL_RECORD)
     assert pauses[:2] == [7.0, 42.0]
     assert 2 <= pauses[2] <= 4 <= pauses[3] <= 8
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"ratelimit_reset": "9" * 30},
+        {"ratelimit_reset": "-" + "9" * 15},
+        {"retry_after": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"},
+        {"retry_after": "inf"},
+    ],
+)
+def test_a_limit_until_never_is_waited_for_a_while(
+    pds: FakePds, client: AtmosphereClient, pauses: list[float], header: dict[str, str]
+):
+    """An instant that no clock will show is as good as none."""
+    pds.fail("com.atproto.repo.putRecord", refuse(429, **header))
+    client.put_record(LABEL, "3jzfcijpj2z2a", LABEL_RECORD)
+    assert pauses == [10.0]
 
 
 @pytest.mark.parametrize("header", [{"retry_after": "86400"}, {"ratelimit_reset": str(2**33)}])
@@ -524,6 +580,88 @@ def test_listing_pages_to_the_end_and_not_in_circles(pds: FakePds, client: Atmos
     pds.fail("com.atproto.repo.listRecords", refuse(400, "RepoNotFound"))
     with pytest.raises(NotFoundError, match="no such account"):
         client.list_records(LABEL, BEN)
+
+
+def test_an_empty_cursor_is_the_end(pds: FakePds, client: AtmosphereClient):
+    """A page with an empty cursor is the last one, and not the first of the same once more."""
+    page = {"records": [{"uri": f"at://{BEN}/{LABEL}/a", "value": {}}], "cursor": ""}
+    pds.fail("com.atproto.repo.listRecords", lambda: (200, page, {}))
+    assert len(client.list_records(LABEL, BEN)) == 1
+    assert pds.called("com.atproto.repo.listRecords") == 1
+
+
+def test_listings_that_go_on_and_on_are_errors(pds: FakePds, client: AtmosphereClient, monkeypatch: pytest.MonkeyPatch):
+    """More records on a page than were asked for, more bytes than fit, pages without end: an error that says so."""
+
+    def page(count: int) -> Fault:
+        items = [{"uri": f"at://{BEN}/{LABEL}/{i}", "value": {"x": "y" * 1000}} for i in range(count)]
+        return lambda: (200, {"records": items, "cursor": str(len(pds.requests))}, {})
+
+    def listed(*faults: Fault) -> int:
+        pds.faults.clear()
+        pds.fail("com.atproto.repo.listRecords", *faults, lambda: (200, {"records": []}, {}))
+        return len(client.list_records(LABEL, BEN))
+
+    assert listed(page(100), page(100)) == 200
+    with pytest.raises(NetworkError, match=f"at://{BEN}/{LABEL}: the server goes on and on; 101 records"):
+        listed(page(101))
+    monkeypatch.setattr(client_module, "_MAX_LISTING", 250_000)
+    with pytest.raises(NetworkError, match="goes on and on; 100 records"):
+        listed(page(100), page(100), page(100))
+    monkeypatch.undo()
+    monkeypatch.setattr(client_module, "_MAX_PAGES", 2)
+    with pytest.raises(NetworkError, match="goes on and on"):
+        listed(page(1), page(1), page(1), page(1))
+
+
+def test_listings_begin_with_the_newest(pds: FakePds, client: AtmosphereClient):
+    """Schemas of both collections are listed by when they were made, whatever their keys are; odd ones are the last."""
+    both = SCHEMA, "ac.foundation.dataset.schema"
+    times = {
+        (both[0], "org.example.old"): "2020-01-01T00:00:00Z",
+        (both[1], "3aaaaaaaaaaaa"): "2026-01-01T00:00:00Z",
+        (both[0], "3bbbbbbbbbbbb"): "2023-01-01T00:00:00+01:00",
+        (both[0], "3cccccccccccc"): "2023-01-01T00:00:00+01:00",
+        (both[1], "zzz"): "yesterday",
+    }
+    for (collection, rkey), at in times.items():
+        pds.records[ADA, collection, rkey] = {**schema_record(), "$type": collection, "createdAt": at}
+        pds.records[ADA, DATASET, rkey] = {"$type": DATASET, "name": "x", "createdAt": at}
+    index = AtmosphereIndex(client)
+    expected = ["3aaaaaaaaaaaa", "3cccccccccccc", "3bbbbbbbbbbbb", "org.example.old", "zzz"]
+    assert [one.uri.rpartition("/")[2] for one in index.list_schemas()] == expected
+    assert [one.uri.rpartition("/")[2] for one in index.list_datasets()] == expected
+    assert {one.uri for one in index.schemas} == {one.uri for one in index.list_schemas()}
+
+
+def test_a_handle_whose_host_breaks_off_has_no_account(pauses: list[float], monkeypatch: pytest.MonkeyPatch):
+    """A host that breaks off, drips or goes on in what it says of its handle is one that says nothing."""
+    real = network.get_bytes
+    monkeypatch.setattr(client_module, "_by_dns", lambda handle: None)
+    replies = {"/broken": Reply(b"did:plc:" + b"a" * 24, cut=5), "/long": Reply(b" " * 5000)}
+    asked: list[str] = []
+    with serve(replies.__getitem__) as web:
+        for path in replies:
+
+            def elsewhere(url: str, path: str = path, **options: Any) -> bytes:
+                asked.append(url)
+                return real(web.url + path, **{**options, "trusted": True})
+
+            monkeypatch.setattr(network, "get_bytes", elsewhere)
+            with pytest.raises(NotFoundError, match="no account has this handle"):
+                AtmosphereClient().resolve_repo("evil.example.com")
+    assert asked == ["https://evil.example.com/.well-known/atproto-did"] * 2
+
+
+def test_a_password_goes_to_no_private_host_that_a_stranger_names(
+    pds: FakePds, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+):
+    """A server that was found by a DID document is asked over checked connections, also by the SDK."""
+    client = AtmosphereClient()
+    monkeypatch.setattr(AtmosphereClient, "server_of", lambda self, did: (pds.url, False))
+    with pytest.raises(NetworkError, match="not on the public internet"):
+        client.login(ADA, "right")
+    assert pds.called("com.atproto.server.createSession") == 0
 
 
 def test_our_own_records_need_no_directory(pds: FakePds, client: AtmosphereClient, monkeypatch: pytest.MonkeyPatch):
@@ -647,23 +785,44 @@ def test_an_old_upload_is_believed_only_while_a_record_holds_it(
 ):
     """After an hour the server is asked whether it still has a blob: what it has forgotten is uploaded again."""
     store = PDSBlobStore(client)
-    stored = store.upload(dataset, prefix="x", maxcount=50)
+    stored = store.store(dataset, list, prefix="x", maxcount=50)
     held, _ = (one.blob.cid for one in stored)
     pds.records[ADA, DATASET, "a"] = {"storage": {"$link": held}}
     later = time.time() + 7200
     monkeypatch.setattr(time, "time", lambda: later)
-    store.upload(dataset, prefix="x", maxcount=50)
+    store.store(dataset, list, prefix="x", maxcount=50)
     assert pds.called("com.atproto.repo.uploadBlob") == 3
 
 
+@pytest.mark.usefixtures("schema")
 def test_a_server_that_forgot_blobs_gets_them_again(client: AtmosphereClient, pds: FakePds, dataset: Any):
     """When the record is refused because a blob is gone, its shards are uploaded anew, once."""
     index = AtmosphereIndex(client, PDSBlobStore(client))
-    PDSBlobStore(client).upload(dataset, prefix="x")
+    PDSBlobStore(client).store(dataset, list, prefix="x")
     pds.blobs.clear()
     entry = index.insert_dataset(dataset, name="digits")
     assert len(entry.data_urls) == len(pds.blobs) == 1
     assert pds.called("com.atproto.repo.uploadBlob") == 2
+    client.delete_record(entry.uri)
+    pds.blobs.clear()
+    urls = PDSBlobStore(client).write_shards(dataset, prefix="x")
+    assert urls == entry.data_urls
+    assert pds.called("com.atproto.repo.uploadBlob") == 3
+    assert list(atdata.Dataset[Digit](PDSBlobStore(client).create_source(urls))) == digits(100)
+    pds.blobs.clear()
+    with pytest.raises(NotFoundError, match=f"{urls[0][-20:]}.*: the server has forgotten it; call write_shards again"):
+        DatasetPublisher(client).publish_with_urls(urls, SCHEMA_URI, name="x")
+    uris = PDSBlobStore(client).write_shards(dataset, prefix="x")
+    assert DatasetPublisher(client).publish_with_urls(uris, SCHEMA_URI, name="x").startswith(f"at://{ADA}/{DATASET}/")
+
+
+@pytest.mark.usefixtures("schema")
+def test_a_blob_that_is_listed_twice_is_read_twice(client: AtmosphereClient):
+    """A dataset of two equal shards has the samples of both, as its size says."""
+    shard = packed_shard(digits(5))
+    uri = DatasetPublisher(client).publish_with_blobs([shard, shard], SCHEMA_URI, name="x")
+    assert client.get_record(uri)["size"]["shards"] == 2
+    assert list(DatasetLoader(client).to_dataset(uri, Digit)) == digits(5) * 2
 
 
 def test_a_damaged_or_unwritable_cache_costs_an_upload_at_most(
@@ -706,6 +865,7 @@ def test_a_server_that_stores_other_bytes_is_found_out(client: AtmosphereClient,
         PDSBlobStore(client).write_shards(dataset, prefix="x")
 
 
+@pytest.mark.usefixtures("schema")
 def test_blobs_are_held_until_a_dataset_is_published(client: AtmosphereClient, pds: FakePds, dataset: Any):
     """write_shards leaves a record that refers to the blobs, so that they are served; publishing them removes it."""
     urls = PDSBlobStore(client).write_shards(dataset, prefix="x", maxcount=50)
@@ -722,6 +882,7 @@ def test_blobs_are_held_until_a_dataset_is_published(client: AtmosphereClient, p
     }
 
 
+@pytest.mark.usefixtures("schema")
 def test_urls_of_blobs_that_are_not_there_are_not_published(client: AtmosphereClient):
     """A dataset of our own blobs is published only if the server has them."""
     with pytest.raises(NotFoundError, match="has no such blob"):
@@ -853,6 +1014,7 @@ def test_schemas_in_circles_deep_or_without_end_are_refused(client: AtmosphereCl
         index.decode_schema(uri.format(ADA, "other"))
 
 
+@pytest.mark.usefixtures("schema")
 def test_a_dataset_without_a_type_has_no_schema_of_its_own(client: AtmosphereClient, dataset: Any):
     """DictSamples are published only with a schema that is given."""
     untyped = atdata.Dataset(dataset.url)
@@ -903,8 +1065,104 @@ def test_urls_that_nobody_opens_are_not_published(client: AtmosphereClient, pds:
 
 
 @pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (atdata.S3Source("b", ["0.tar"], endpoint="https://minio.internal"), "a service that s3:// URLs do not name"),
+        (
+            Subset(atdata.S3Source("b", ["0.tar"], endpoint="https://minio.internal"), ["s3://b/0.tar"]),
+            "a service that s3:// URLs do not name",
+        ),
+        ("https://user:hunter2@example.com/0.tar", r"https://…@example.com/0.tar: has a password"),
+        ("https://{example.com,u:hunter2@h}/0.tar", "has a password"),
+        ("{https://example.com/0.tar,s3://u:hunter2@h/1.tar}", "has a password"),
+        ("/home/me/0.tar", "a file of this machine, which nobody else can open"),
+        ("data-{0..9}.tar", "a file of this machine"),
+        ("file:///home/me/0.tar", "a file of this machine"),
+        (["https://example.com/0.tar", "1.tar"], "a file of this machine"),
+    ],
+)  # fmt: skip
+def test_shards_that_others_do_not_find_are_not_published(
+    client: AtmosphereClient, pds: FakePds, monkeypatch: pytest.MonkeyPatch, source: Any, says: str
+):
+    """A service of one's own, a password and a file are refused, with what to do, before anything is written."""
+    monkeypatch.setattr(AtmosphereClient, "trusts_private_hosts", False)
+    with pytest.raises(SourceError, match=f"{says}.*; publish https:// URLs with publish_with_urls, or") as caught:
+        DatasetPublisher(client).publish(atdata.Dataset[Digit](source), name="x")
+    assert "hunter2" not in str(caught.value)
+    assert pds.records == {}
+
+
+@pytest.mark.usefixtures("schema")
+def test_what_is_found_by_its_url_is_published(client: AtmosphereClient, pds: FakePds, monkeypatch: pytest.MonkeyPatch):
+    """Addresses of the web, of S3 itself and of blobs are recorded; files where one's own network is all there is."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    publisher = DatasetPublisher(client)
+
+    def recorded(source: Any) -> list[str]:
+        uri = publisher.publish(atdata.Dataset[Digit](source), name=f"x{len(pds.records)}", schema_uri=SCHEMA_URI)
+        return client.get_record(uri)["storage"]["urls"]
+
+    assert recorded("data-{0..9}.tar") == ["data-{0..9}.tar"]
+    monkeypatch.setattr(AtmosphereClient, "trusts_private_hosts", False)
+    assert recorded("https://example.com/@me/{0..9}.tar?a=b@c") == ["https://example.com/@me/{0..9}.tar?a=b@c"]
+    assert recorded(atdata.S3Source("b", ["0.tar", "{1}.tar"])) == ["s3://b/0.tar", r"s3://b/\{1\}.tar"]
+    blob = f"at://{BEN}/blob/{raw_cid(bytes(32))}"
+    assert recorded(atdata.BlobSource([{"did": BEN, "cid": blob.rpartition("/")[2]}])) == [blob]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://minio.internal")
+    with pytest.raises(SourceError, match="a service that s3:// URLs do not name"):
+        recorded("s3://b/0.tar")
+
+
+@pytest.mark.parametrize("is_local", [True, False], ids=["local network", "public network"])
+def test_our_keys_are_for_our_own_records(
+    client: AtmosphereClient, pds: FakePds, monkeypatch: pytest.MonkeyPatch, is_local: bool
+):
+    """Records of others are read from S3 as anybody can; only in a network of one's own may that be a private host."""
+    storages = [
+        s3_storage(endpoint="http://localhost:9", region="x-y-1"),
+        {"$type": "ac.foundation.dataset.storageExternal", "urls": ["s3://bucket/0.tar"]},
+        {"$type": "ac.foundation.dataset.storageExternal", "urls": ["gs://bucket/0.tar"]},
+    ]
+    keys: list[str] = []
+    hosts: list[tuple[str, bool]] = []
+
+    @contextmanager
+    def asked(url: str, *, trusted: bool, **_: Any) -> Iterator[None]:
+        hosts.append((urlsplit(url).netloc, trusted))
+        raise NetworkError("not from here")
+        yield
+
+    def connect(self: Any, session: Any) -> None:
+        keys.append(str(self._endpoint))
+        raise ValueError("not from here")
+
+    monkeypatch.setattr(AtmosphereClient, "trusts_private_hosts", is_local)
+    monkeypatch.setattr(atdata.S3Source, "_connect", connect)
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    for did, storage in ((did, storage) for did in (ADA, BEN) for storage in storages):
+        pds.records[did, DATASET, "a"] = {"name": "x", "schemaRef": SCHEMA_URI, "storage": storage, "$type": DATASET}
+        loader = DatasetLoader(client)
+        dataset = loader.to_dataset(f"at://{did}/{DATASET}/a", Digit)
+        with monkeypatch.context() as patch:
+            patch.setattr(network, "open_response", asked)
+            with pytest.raises((ShardError, MissingExtraError)):
+                list(dataset)
+    assert keys == ["http://localhost:9", "None"]
+    expected = ["localhost:9", "bucket.s3.amazonaws.com", "storage.googleapis.com"]
+    assert hosts == [(host, is_local) for host in expected]
+
+
+def s3_storage(**members: str) -> Json:
+    return {"$type": "ac.foundation.dataset.storageS3", "bucket": "bucket", "shards": [{"key": "0.tar"}], **members}
+
+
+@pytest.mark.parametrize(
     ("storage", "says"),
     [
+        (s3_storage(bucket="arn:aws:s3:us-west-2:1:accesspoint/x"), "no bucket"),
+        (s3_storage(endpoint="http://["), "an S3 endpoint is"),
+        (s3_storage(region="evil.com/?"), "no region"),
+        ({"$type": "ac.foundation.dataset.storageExternal", "urls": ["https://e/{0..99999}"] * 99}, "more than 100"),
         ({"$type": "ac.foundation.dataset.storageExternal", "urls": ["pipe:id"]}, "pipe: is not opened"),
         ({"$type": "ac.foundation.dataset.storageExternal", "urls": ["a-{0..1}.tar", "{x,pipe:id}"]}, "pipe: is not"),
         ({"$type": "ac.foundation.dataset.storageExternal", "urls": ["/etc/passwd"]}, "a file on the machine"),
@@ -973,6 +1231,7 @@ def getter(source: Digit) -> Labelled:
     return Labelled(source.label)
 
 
+@pytest.mark.usefixtures("schema")
 def test_code_references_in_both_spellings(client: AtmosphereClient):
     """A mapping, or repository, commit and paths one by one, make the same record."""
     publisher = LensPublisher(client)
@@ -1023,6 +1282,7 @@ def test_lenses_that_cannot_be_written(client: AtmosphereClient, pds: FakePds, a
     assert pds.records == {}
 
 
+@pytest.mark.usefixtures("schema")
 def test_a_lens_says_its_name_and_where_its_code_is(client: AtmosphereClient):
     """publish_from_lens takes name, description and paths from the functions, relative to the repository's root."""
     lens = atdata.Lens(getter)
@@ -1056,6 +1316,7 @@ def test_the_newest_label_is_the_one_made_last(client: AtmosphereClient, pds: Fa
 # --- Records as they are written
 
 
+@pytest.mark.usefixtures("schema")
 def test_record_keys_are_what_the_lexicon_says(client: AtmosphereClient):
     """A schema may have any record key, a dataset a TID only."""
     assert SchemaPublisher(client).publish(Digit, rkey="org.example.digit@1.0.0".replace("@", ":")).endswith(":1.0.0")
@@ -1068,3 +1329,167 @@ def test_a_record_that_is_too_large_for_the_server(client: AtmosphereClient, pds
     pds.fail("com.atproto.repo.createRecord", refuse(413, "PayloadTooLarge"))
     with pytest.raises(RecordError, match="fewer and larger shards"):
         client.create_record(LABEL, LABEL_RECORD)
+
+
+# --- Mistakes
+
+
+NOWHERE = f"at://{ADA}/{SCHEMA}/3jzfcijpj2zzz"
+
+
+def test_records_that_are_not_there_are_not_referred_to(client: AtmosphereClient, pds: FakePds, dataset: Any):
+    """A schema or dataset that does not exist is refused before anything is published, with what to do."""
+    publisher = DatasetPublisher(client)
+    lens = {"source_schema": NOWHERE, "target_schema": NOWHERE}
+    for publish in (
+        lambda: AtmosphereIndex(client, PDSBlobStore(client)).insert_dataset(dataset, name="x", schema_ref=NOWHERE),
+        lambda: AtmosphereIndex(client).insert_dataset(dataset, name="x", schema_ref=NOWHERE),
+        lambda: publisher.publish_with_urls(["https://example.com/0.tar"], NOWHERE, name="x"),
+        lambda: publisher.publish_with_blobs([packed_shard(digits(1))], NOWHERE, name="x"),
+        lambda: LensPublisher(client).publish(name="x", **lens),
+    ):
+        with pytest.raises(NotFoundError, match=f"{NOWHERE}: there is no such record; .* with publish_schema"):
+            publish()
+    gone = f"at://{ADA}/{DATASET}/3jzfcijpj2zzz"
+    with pytest.raises(NotFoundError, match=f"{gone}: there is no such record; .* with insert_dataset"):
+        LabelPublisher(client).publish(name="x", dataset_uri=gone)
+    with pytest.raises(UriError, match="is a dataset, not a schema"):
+        LensPublisher(client).publish(name="x", source_schema=gone, target_schema=gone)
+    assert (pds.records, pds.blobs) == ({}, {})
+
+
+@pytest.mark.usefixtures("schema")
+def test_a_schema_that_does_not_fit_is_refused(client: AtmosphereClient, pds: FakePds, tmp_path: Path):
+    """A dataset is published with a schema only if its type has the fields; one that has more fits."""
+
+    @atdata.packable
+    class Named:
+        image: NDArray[np.uint8]
+        label: str
+
+    @atdata.packable
+    class More:
+        image: NDArray[np.uint8]
+        label: int
+        more: float
+
+    index = AtmosphereIndex(client)
+    url = write_shard(tmp_path / "0.tar", digits(1))
+    for sample_type, says in (
+        (Labelled, "Labelled lacks its field image"),
+        (Named, "has str in label, where it has int"),
+    ):
+        with pytest.raises(SchemaError, match=f"{SCHEMA_URI}: .*{says}; leave the schema out"):
+            index.insert_dataset(atdata.Dataset[sample_type](url), name="x", schema_ref=SCHEMA_URI)
+    assert index.insert_dataset(atdata.Dataset[More](url), name="x", schema_ref=SCHEMA_URI).schema_ref == SCHEMA_URI
+
+
+def test_a_schema_whose_server_is_down_does_not_keep_from_publishing(client: AtmosphereClient, dataset: Any):
+    """What cannot be looked up is not refused."""
+    elsewhere = f"at://did:web:nobody.invalid/{SCHEMA}/3jzfcijpj2z2a"
+    assert AtmosphereIndex(client).insert_dataset(dataset, name="x", schema_ref=elsewhere).schema_ref == elsewhere
+
+
+@pytest.mark.usefixtures("schema")
+def test_what_is_no_shard_is_not_uploaded(client: AtmosphereClient, pds: FakePds, tmp_path: Path):
+    """Blobs are tar archives with samples, or nothing is uploaded; the record says how many samples they have."""
+    publisher = DatasetPublisher(client)
+    good = packed_shard(digits(3))
+    for bad, error, says in (
+        (b"not a tar", ShardError, r"blobs\[1\]: "),
+        (good[:1000], ShardError, r"blobs\[1\]: "),
+        (bytes(10240), ShardError, r"blobs\[1\]: is a shard without samples"),
+        (tmp_path / "none.tar", MissingShardError, "there is no such file"),
+        (io.BytesIO(good), ArgumentError, r"blobs\[1\] is bytes or a pathlib.Path, not BytesIO; .*getvalue"),
+    ):
+        with pytest.raises(error, match=says):
+            publisher.publish_with_blobs([good, bad], SCHEMA_URI, name="x")  # type: ignore[list-item]
+    assert pds.blobs == {}
+    uri = publisher.publish_with_blobs([good, good], SCHEMA_URI, name="x")
+    assert client.get_record(uri)["size"]["samples"] == 6
+
+
+def test_a_second_dataset_or_schema_of_one_name_is_warned_of(client: AtmosphereClient, dataset: Any, tmp_path: Path):
+    """Another dataset of a name, and another schema of a name and version, are published with a warning."""
+    index = AtmosphereIndex(client)
+    first = index.insert_dataset(dataset, name="x")
+    for store in (None, PDSBlobStore(client)):
+        with pytest.warns(UserWarning, match="there is a dataset 'x' already, at://"):
+            assert AtmosphereIndex(client, store).insert_dataset(dataset, name="x").uri != first.uri
+    other = atdata.packable(type("Digit", (), {"__annotations__": {"label": str}}))
+    with pytest.warns(UserWarning, match=f"another schema Digit 1.0.0 already, {first.schema_ref}, with other fields"):
+        index.publish_schema(other)
+    index.publish_schema(other, version="2.0.0")
+
+
+def test_what_is_no_dataset_is_not_published(client: AtmosphereClient, pds: FakePds, dataset: Any, tmp_path: Path):
+    """Likely mistakes are errors of ours that say what to write instead."""
+    index, store = AtmosphereIndex(client), PDSBlobStore(client)
+    splits = atdata.load_dataset(dataset.url, Digit)
+    lens = {"name": "x", "source_schema": SCHEMA_URI, "target_schema": SCHEMA_URI}
+    empty = atdata.Dataset[Digit](str(tmp_path / "empty.tar"))
+    (tmp_path / "empty.tar").write_bytes(bytes(10240))
+    mistakes: list[tuple[Any, type[Exception], str]] = [
+        (lambda: index.insert_dataset(splits, name="x"), ArgumentError, r"publish a split of it: splits\['train'\]"),
+        (lambda: index.insert_dataset("x.tar", name="x"), ArgumentError, r"atdata.Dataset\[YourType\]\('x.tar'\)"),
+        (lambda: index.insert_dataset(dataset, name="x", metadata=[1]), RecordError, "metadata is a mapping"),
+        (lambda: index.publish_schema(int), SchemaError, "int is not a sample type; decorate"),
+        (lambda: client.upload_blob("s"), ArgumentError, r"not str; give pathlib.Path\(…\) for a file"),
+        (lambda: client.login(None, "right"), LoginError, "the handle is no text"),
+        (lambda: client.login("ada.test", None), LoginError, "the app password is no text"),
+        (lambda: LensPublisher(client).publish(**lens, getter_code="a.py:f"), RecordError, "getter_code is a mapping"),
+        (
+            lambda: LensPublisher(client).publish_from_lens(getter, source_schema=SCHEMA_URI, target_schema=SCHEMA_URI),
+            LensError,
+            "getter is no lens; make one of a function: @atdata.lens",
+        ),
+        (lambda: store.write_shards(dataset, prefix="x", maxsize="1MB"), ArgumentError, "maxsize is a number"),
+        (lambda: AtmosphereIndex(AtmosphereClient), ArgumentError, r"give an instance of it: AtmosphereClient\(\)"),
+        (lambda: AtmosphereIndex(client, PDSBlobStore), ArgumentError, r"PDSBlobStore\(client\)"),
+        (lambda: store.write_shards(empty, prefix="x"), ShardError, "the dataset has no samples"),
+        (lambda: index.get_dataset("@ada.test/x"), UriError, r"atdata.load_dataset\('@ada.test/x'\) loads"),
+    ]
+    for make, error, says in mistakes:
+        with pytest.raises(error, match=says):
+            make()
+    assert (pds.records, pds.blobs) == ({}, {})
+
+
+def test_a_full_disk_is_named(client: AtmosphereClient, dataset: Any, monkeypatch: pytest.MonkeyPatch):
+    """Where there is no room to pack a shard, the error names the folder and what moves it."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(blobs._Archive, "add", full)
+    with pytest.raises(ConfigError, match=r"no space is left in .*; set TMPDIR"):
+        PDSBlobStore(client).write_shards(dataset, prefix="x")
+
+
+def test_a_missing_label_comes_with_those_there_are(client: AtmosphereClient):
+    """A label that is not found is an error that lists the others."""
+    with pytest.raises(NotFoundError, match="has no label digits; it has no labels"):
+        LabelLoader(client).resolve("ada.test", "digits")
+    client.create_record(LABEL, {**LABEL_RECORD, "name": "letters"})
+    with pytest.raises(NotFoundError, match="has no label digits; its labels are letters"):
+        LabelLoader(client).resolve("ada.test", "digits")
+
+
+@pytest.mark.parametrize("is_reached", [True, False])
+def test_a_dns_that_does_not_answer_is_not_one_without_the_handle(
+    pauses: list[float], monkeypatch: pytest.MonkeyPatch, is_reached: bool
+):
+    """A handle is called nonexistent only when the DNS says so; offline it could not be looked up."""
+    import dns.resolver
+
+    def resolve(*_: Any, **options: Any) -> Any:
+        raise dns.resolver.NXDOMAIN if is_reached else dns.resolver.LifetimeTimeout(timeout=5, errors=[])
+
+    def offline(url: str, **options: Any) -> bytes:
+        raise NetworkError(f"{url}: no route")
+
+    monkeypatch.setattr(dns.resolver, "resolve", resolve)
+    monkeypatch.setattr(network, "get_bytes", offline)
+    with pytest.raises(NetworkError, match="no account has" if is_reached else "could not be looked up") as raised:
+        AtmosphereClient().resolve_repo("ada.example.com")
+    assert isinstance(raised.value, NotFoundError) is is_reached

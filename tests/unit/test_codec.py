@@ -105,6 +105,22 @@ def test_arrays_that_need_pickle_are_refused(array):
         codec.pack_array(array)
 
 
+MASKED = [
+    np.ma.array([1, 2, 3], mask=[0, 1, 0]),
+    np.ma.array(["ab", "cd"], mask=[0, 1]),
+    np.ma.array([1.0]),
+    np.ma.masked,
+]
+
+
+@pytest.mark.parametrize("array", MASKED, ids=["numbers", "text", "nothing masked", "a masked value"])
+@pytest.mark.parametrize("pack", [codec.pack_array, codec.pack_any, lambda array: codec.pack_any({"a": [array]})])
+def test_masked_arrays_are_refused(array, pack):
+    """No array loses its mask on the way, wherever it is."""
+    with pytest.raises(SampleError, match="a masked array would lose its mask"):
+        pack(array)
+
+
 def saved_with_pickle() -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.array([{"a": 1}], object), allow_pickle=True)
@@ -213,6 +229,27 @@ def test_what_msgpack_cannot_hold_is_an_error_that_names_the_field(value):
     """No value becomes silently something else."""
     with pytest.raises(SampleError, match="culprit"):
         codec.pack_map({"fine": 1, "culprit": value})
+
+
+@pytest.mark.parametrize(
+    "value", [b"\x93NUMPY", b"\x93NUMPY is how these begin", codec.pack_array(np.zeros(2)), bytearray(b"\x93NUMPY1")]
+)
+def test_bytes_that_would_be_read_as_an_array_are_refused(value):
+    """Without a declared type, bytes that begin like a .npy file would come back as an array, or not at all."""
+    for one in (value, [value], {"a": value}):
+        with pytest.raises(SampleError, match=r"begin like a \.npy file"):
+            codec.pack_any(one)
+        assert codec.pack_stored(one) == one
+
+
+@given(values, values)
+def test_identical_values_are_packed_in_the_same_way(a, b):
+    """Values are identical if msgpack holds them in the same bytes."""
+    assert codec.is_identical(a, a)
+    assert codec.is_identical(a, b) == (codec.pack_map({"": a}) == codec.pack_map({"": b}))
+    assert not codec.is_identical([1], [True])
+    assert not codec.is_identical(1, 1.0)
+    assert not codec.is_identical(object(), object())
 
 
 @given(st.binary(max_size=200))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import itertools
 import operator
 import pickle
 import random
 import sys
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +22,10 @@ from numpy.typing import NDArray
 from shard_files import Digit, Labelled, digits, packed_shard, tar, write_shard
 
 import atdata
-from atdata import Dataset, DictSample, SampleBatch, packable
+from atdata import Dataset, DictSample, LensNetwork, SampleBatch, packable
 from atdata.dataset import _shuffle
-from atdata.errors import LensError, MissingExtraError, SampleError, SchemaError, ShardError
+from atdata.errors import ArgumentError, LensError, MissingExtraError, SampleError, SchemaError, ShardError
+from atdata.schema import type_to_schema
 
 
 @pytest.fixture
@@ -187,6 +191,9 @@ def test_errors_name_shard_key_and_field(tmp_path):
             list(Dataset[Labelled](str(path)))
         assert str(caught.value).startswith(f"{path}: sample bad: {message}")
         assert (caught.value.shard, caught.value.key, caught.value.field) == (str(path), "bad", "label")
+    path.write_bytes(tar({"bad.msgpack": DictSample(image=np.zeros((2, 2)), label=1).packed}))
+    with pytest.raises(SampleError, match="sample bad: field image: expected an array of dtype uint8, found float64"):
+        list(Dataset[Digit](str(path)))
     path.write_bytes(tar({"bad.msgpack": b"\xc1"}))
     with pytest.raises(SampleError, match="sample bad: not msgpack"):
         list(Dataset[Labelled](str(path)))
@@ -235,6 +242,14 @@ def test_datasets_can_be_pickled(url):
     again = pickle.loads(pickle.dumps(Dataset[Digit](url)))
     assert again.sample_type is Digit
     assert list(again) == digits(30)
+
+
+def test_datasets_of_decoded_types_reach_spawned_processes(tmp_path):
+    """A process that never saw the schema reads a dataset of its type, and what it sends back is of that type."""
+    decoded = atdata.schema_to_type(type_to_schema(Labelled, description="A label."))
+    url = write_shard(tmp_path / "s.tar", map(Labelled, range(3)))
+    with get_context("spawn").Pool(1) as pool:
+        assert pool.apply(list, (Dataset[decoded](url),)) == [decoded(0), decoded(1), decoded(2)]
 
 
 def test_as_type(url):
@@ -317,6 +332,37 @@ def test_batches_of_unlike_arrays_are_an_error_that_helps():
     assert batch.label == [0, 1]
 
 
+def one_array(values: Any, dtype: str) -> DictSample:
+    return DictSample(a=np.array(values, dtype))
+
+
+UNLIKE = {
+    "signs": (one_array([2**53 + 1], "i8"), one_array([1], "u8"), r"int64 \(1,\), uint64 \(1,\)"),
+    "units": (one_array(["3000-01-01"], "M8[D]"), one_array(["2000-01-01"], "M8[ns]"), r"datetime64\[D\]"),
+    "text and numbers": (one_array(["a"], "U1"), one_array([1], "i8"), "<U1"),
+    "sizes": (one_array([1], "u1"), one_array([1], "u2"), "uint8"),
+    "flags": (one_array([0.1], "f2"), one_array([True], "?"), "float16"),
+}
+
+
+@pytest.mark.parametrize(("first", "second", "message"), UNLIKE.values(), ids=UNLIKE)
+def test_batches_change_no_values(first, second, message):
+    """Arrays of different dtypes are not stacked into one of a third; the message says what to do."""
+    with pytest.raises(
+        SampleError, match=rf"field a: arrays of different dtypes .*{message}.*\.astype, or use \[sample"
+    ):
+        _ = SampleBatch([first, second]).a
+
+
+def test_batches_stack_what_differs_in_writing_only():
+    """Arrays that differ in byte order or the length of text are stacked."""
+    assert SampleBatch([one_array([1], ">i4"), one_array([2], "<i4")]).a.tolist() == [[1], [2]]
+    assert SampleBatch([one_array(["a"], "U1"), one_array(["bc"], "U2")]).a.tolist() == [["a"], ["bc"]]
+    masked = [DictSample(a=np.ma.array([1, 2], mask=[0, 1]))] * 2
+    with pytest.raises(SampleError, match="field a: arrays of different masks cannot be stacked"):
+        _ = SampleBatch(masked).a
+
+
 def test_batches_of_nothing_and_fields_of_nobody():
     """A batch has samples; a field that they do not have is an AttributeError."""
     with pytest.raises(SampleError, match="at least one"):
@@ -384,6 +430,132 @@ def test_parquet_of_every_kind_of_field(tmp_path):
     assert last["blob"] == b"b"
 
 
+def rows_of(path: Path, *samples: Any, sample_type: Any = DictSample, **options: Any) -> list[dict[str, Any]]:
+    """What a Parquet file of *samples* holds."""
+    source = write_shard(path / "rows.tar", samples)
+    Dataset[sample_type](source).to_parquet(path / "rows.parquet", **options)
+    return pq.read_table(path / "rows.parquet").to_pylist()
+
+
+LIKE = {
+    "strided flags": (np.array([True, False, True, False])[::2], [True, True]),
+    "reversed": (np.arange(3)[::-1], [2, 1, 0]),
+    "big endian, 2-d": (np.array([[1, 2], [3, 4]], ">i4"), [[1, 2], [3, 4]]),
+    "fortran": (np.asfortranarray(np.arange(6).reshape(2, 3)), [[0, 1, 2], [3, 4, 5]]),
+    "empty inside": (np.zeros((2, 0, 3)), [[], []]),
+    "empty outside": (np.zeros((0, 2)), []),
+    "0-d": (np.array(5), 5),
+    "half": (np.array([1.5], "f2"), [1.5]),
+    "text": (np.array(["a", "bc"]), ["a", "bc"]),
+    "bytes": (np.array([b"a\0b", b""]), [b"a\0b", b""]),
+    "days": (np.array(["2020-02-03", "NaT"], "M8[D]"), [datetime.date(2020, 2, 3), None]),
+    "seconds": (np.array([["2020-02-03T04:05:06"]], "M8[s]"), [[datetime.datetime(2020, 2, 3, 4, 5, 6)]]),
+    "spans": (np.array([3], "m8[ms]"), [datetime.timedelta(milliseconds=3)]),
+    "within": ({"k": [np.array([1], "u1"), None], "n": None}, {"k": [[1], None], "n": None}),
+    "list of 0-d": ([np.array(1), np.array(2)], [1, 2]),
+}
+
+
+@pytest.mark.parametrize(("value", "expected"), LIKE.values(), ids=LIKE)
+def test_parquet_holds_what_the_samples_hold(tmp_path, value, expected):
+    """Arrays of every memory order, depth and dtype come out as their values, beside samples that have none."""
+    rows = rows_of(tmp_path, DictSample(a=None), DictSample(a=value), DictSample(b=1), DictSample(a=value))
+    assert rows == [{"a": one, "b": b} for one, b in [(None, None), (expected, None), (None, 1), (expected, None)]]
+
+
+TWO_TYPES = {
+    "units": (np.array([1], "M8[s]"), np.array([1], "M8[ns]")),
+    "units the other way": (np.array([1], "M8[ns]"), np.array([1], "M8[s]")),
+    "days and seconds": (np.array([1], "M8[D]"), np.array([1], "M8[s]")),
+    "spans": (np.array([1], "m8[s]"), np.array([1], "m8[ms]")),
+    "sizes": (np.array([1], "f4"), np.array([0.1], "f8")),
+    "signs": (np.array([1], "i1"), np.array([200], "u1")),
+    "dimensions": (np.array([1]), np.array([[1]])),
+    "text and bytes": ("a", b"a"),
+    "numbers and flags": (1, True),
+    "numbers and text": ([1], ["a"]),
+    "a float that an integer is not": (2**53 + 1, 0.5),
+    "an array's as well": (np.array([2**53 + 1]), np.array([0.5])),
+    "multiples of a unit": (np.array([1], "M8[25s]"), None),
+    "a mask": (np.array([1]), "masked"),
+}
+
+
+@pytest.mark.parametrize("between", [0, 1000])
+@pytest.mark.parametrize(("first", "second"), TWO_TYPES.values(), ids=TWO_TYPES)
+def test_parquet_columns_have_one_type(tmp_path, first, second, between):
+    """A value of another type or dtype than the column's is an error, however late it comes, and leaves no file."""
+    samples = [DictSample(a=first), *([DictSample(a=first)] * between), DictSample(a=second)]
+    mask = functools.partial(np.ma.array, [1], mask=[1])
+    with pytest.raises(SampleError, match=r"field a: Parquet cannot hold it: .*; give a sample_map"):
+        rows_of(tmp_path, *samples, sample_map=lambda one: {"a": mask() if one["a"] == "masked" else one["a"]})
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.tar"]
+
+
+@packable
+class Maybe:
+    array: NDArray[np.uint8] | None = None
+    words: list[str] | None = None
+    anything: Any = None
+
+
+LATE = {
+    "a field": ({"a": 1}, {"a": 1, "b": [1]}),
+    "an order": ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+    "floats": ({"a": 1}, {"a": 0.5}),
+    "integers": ({"a": 0.5}, {"a": 1}),
+    "arrays of floats": ({"a": np.array([1])}, {"a": np.array([0.5])}),
+    "items": ({"a": []}, {"a": ["x"]}),
+    "items within": ({"a": {"b": [], "c": 1}}, {"a": {"b": [None, ["x"]], "d": 2}}),
+}
+
+
+@pytest.mark.parametrize("maxcount", [None, 900])
+@pytest.mark.parametrize(("early", "late"), LATE.values(), ids=LATE)
+def test_parquet_types_may_become_known_late(tmp_path, early, late, maxcount):
+    """What only later samples show, the first value of a column among it, is right in all files, in one order."""
+    samples = [*([DictSample(early)] * 1000), DictSample(late)]
+    source = write_shard(tmp_path / "rows.tar", samples)
+    Dataset(source).to_parquet(tmp_path / "rows.parquet", maxcount=maxcount)
+    files = sorted(tmp_path.glob("*.parquet"))
+    tables = [pq.read_table(path) for path in files]
+    assert len(files) == (1 if maxcount is None else 2)
+    assert len({str(table.schema) for table in tables}) == 1
+    rows = [row for table in tables for row in table.to_pylist()]
+    names = dict.fromkeys([*early, *late])
+    assert tables[0].column_names == list(names)
+    for row, written in ((rows[0], early), (rows[999], early), (rows[1000], late)):
+        for name, value in written.items():
+            found = row[name]
+            if isinstance(value, dict):
+                found = {key: one for key, one in found.items() if key in value}
+            assert found == (value.tolist() if isinstance(value, np.ndarray) else value)
+        assert all(row[name] is None for name in names if name not in written)
+    assert len(rows) == 1001
+
+
+def test_parquet_of_optional_fields_that_come_late(tmp_path):
+    """Optional fields may be None in as many samples as it takes, or in all."""
+    late = Maybe(np.zeros(3, np.uint8), ["a"])
+    rows = rows_of(tmp_path, *([Maybe()] * 1000), late, sample_type=Maybe)
+    assert rows[0] == {"array": None, "words": None, "anything": None}
+    assert rows[1000] == {"array": [0, 0, 0], "words": ["a"], "anything": None}
+    schema = pq.read_schema(tmp_path / "rows.parquet")
+    assert [str(field.type) for field in schema] == ["list<element: uint8>", "list<element: string>", "null"]
+
+
+@pytest.mark.parametrize("maxcount", [None, 300])
+def test_parquet_files_are_whole_or_not_there(tmp_path, maxcount):
+    """An error on the way leaves the folder as it was, an older file of the name among it."""
+    broken = tmp_path / "broken.tar"
+    broken.write_bytes(tar({**{f"{i:06}.msgpack": Labelled(1).packed for i in range(1500)}, "bad.msgpack": b"\xc1"}))
+    (tmp_path / "d.parquet").write_bytes(b"older")
+    with pytest.raises(SampleError, match="sample bad: not msgpack"):
+        Dataset(str(broken)).to_parquet(tmp_path / "d.parquet", maxcount=maxcount)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.tar", "d.parquet"]
+    assert (tmp_path / "d.parquet").read_bytes() == b"older"
+
+
 def test_parquet_errors(url, tmp_path, monkeypatch):
     """What Parquet has no type for, an empty dataset, and a missing package are errors that say what to do."""
 
@@ -401,5 +573,54 @@ def test_parquet_errors(url, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="at least 1"):
         Dataset[Digit](url).to_parquet(tmp_path / "e.parquet", maxcount=0)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "atdata.parquet")
+    monkeypatch.delattr(atdata, "parquet")
     with pytest.raises(MissingExtraError, match=r"pip install 'atdata-network\[parquet\]'"):
         Dataset[Digit](url).to_parquet(tmp_path / "e.parquet")
+
+
+@atdata.lens
+def to_labelled(source: Digit) -> Labelled:
+    """At the top of a module, where other processes find it."""
+    return Labelled(source.label)
+
+
+def labels_of(samples: Any) -> list[int]:
+    return [sample.label for sample in samples]
+
+
+def test_passes_go_to_spawned_workers(url):
+    """What `ordered` and `shuffled` return is read in another process, through lenses as well."""
+    LensNetwork().register(to_labelled)  # tests before this one may have put another in its place
+    dataset = Dataset[Digit](url)
+    passes = [dataset.ordered(), dataset.as_type(Labelled).ordered(), dataset.shuffled(seed=3)]
+    with get_context("spawn").Pool(1) as pool:
+        found = pool.map(labels_of, passes)
+    assert found == [list(range(30)), list(range(30)), labels_of(dataset.shuffled(seed=3))]
+    batches = pickle.loads(pickle.dumps(dataset.ordered(batch_size=20)))
+    assert [len(batch) for batch in batches] == [20, 10]
+    viewed = pickle.loads(pickle.dumps(Dataset(url).as_type(Digit).as_type(Labelled)))
+    assert labels_of(viewed) == list(range(30))
+
+
+def test_workers_read_slices_of_the_shards(url):
+    """A slice of `list_shards()` for each worker covers the dataset."""
+    shards = Dataset[Digit](url).list_shards()
+    assert sorted(label for i in range(2) for label in labels_of(Dataset[Digit](shards[i::2]))) == list(range(30))
+
+
+def test_a_seed_fixes_the_order(url):
+    """The order is the same each time for one seed, and another one for another."""
+    dataset = Dataset[Digit](url)
+    first = dataset.shuffled(seed=1)
+    assert labels_of(first) == labels_of(first) == labels_of(dataset.shuffled(seed=1))
+    assert labels_of(first) != labels_of(dataset.shuffled(seed=2))
+    assert sorted(labels_of(first)) == list(range(30))
+
+
+def test_sizes_are_whole_numbers(url):
+    """A size of another type is an error that names the argument."""
+    with pytest.raises(ArgumentError, match="batch_size is a whole number such as 32, not '3'"):
+        Dataset[Digit](url).ordered(batch_size="3")  # type: ignore[call-overload]
+    with pytest.raises(ArgumentError, match="buffer_samples is a whole number"):
+        Dataset[Digit](url).shuffled(buffer_samples=1.5)  # type: ignore[call-overload]

@@ -46,3 +46,38 @@ def test_places_within_places():
     missing = errors.MissingShardError("s.tar", "there is nothing")
     assert (str(missing), missing.filename) == ("s.tar: there is nothing", "s.tar")
     assert str(errors.UnknownShardError("s.tar", "is not listed")) == "s.tar: is not listed"
+
+
+SECRETS = [
+    ("http://user:hunter2@example.com/0.tar", "http://…@example.com/0.tar"),
+    ("no https://hunter2@h: x, https://u:p@ss@h/a@b", "no https://…@h: x, https://…@h/a@b"),
+    ("s3://u:hunter2@b/k", "s3://…@b/k"),
+    (
+        "https://b/k?X-Amz-Credential=hunter2%2F1&X-Amz-Expires=60&X-Amz-Signature=hunter2",
+        "https://b/k?X-Amz-Credential=…&X-Amz-Expires=60&X-Amz-Signature=…",
+    ),
+    ("https://b/k?sv=1&sig=hunter2%3D&se=2: 403", "https://b/k?sv=1&sig=…&se=2: 403"),
+    ("https://b/k?GoogleAccessId=a&Signature=hunter2: 403", "https://b/k?GoogleAccessId=a&Signature=…: 403"),
+    ("'https://b/k?access_token=hunter2', 'x'", "'https://b/k?access_token=…', 'x'"),
+    ("https://b/k?api_key=hunter2#token=hunter2", "https://b/k?api_key=…#token=…"),
+    ("https://pds/xrpc/getBlob?did=did:plc:abc&cid=bafk", "https://pds/xrpc/getBlob?did=did:plc:abc&cid=bafk"),
+    ("at://did:plc:abc/blob/bafk: design=1 @ x?author=me", "at://did:plc:abc/blob/bafk: design=1 @ x?author=me"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), SECRETS)
+def test_errors_repeat_no_password(text, expected):
+    """Whatever error a URL gets into, its user information and its signatures do not; all else stays."""
+    assert errors.redacted(text) == expected
+    for error in CLASSES:
+        raised = error(text, text) if issubclass(error, errors.ShardError) else error(text)
+        for shown in (str(raised), repr(raised), str(raised.__dict__)):
+            assert "hunter2" not in shown
+        assert expected in str(raised)
+    assert errors.SampleError("odd").located(text, "k").shard == expected
+
+
+def test_long_texts_are_redacted_in_no_time():
+    """Texts of strangers, made to take long, do not."""
+    for piece in ("?", "//", "?a", "#token", "&auth", "?authauth", ";a"):
+        assert errors.redacted(piece * 100_000)

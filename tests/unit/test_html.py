@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import re
+import tarfile
+import time
+import tracemalloc
 import zlib
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -16,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from shard_files import Digit, digits, packed_shard, tar, write_shard
+from web import dripping
 
 from atdata import Dataset, DatasetDict, DictSample, SampleBatch, html, packable
 from atdata.atmosphere.records import Array, Field, Primitive, Ref, SchemaRecord
@@ -164,6 +169,47 @@ def test_little_is_read():
     source = Counting(tar({"a.msgpack": DictSample(blob=bytes(50 << 20)).packed}))
     assert "are not shown" in parsed(Dataset(source)._repr_html_()).text
     assert source.read <= 9 << 20
+
+
+def test_little_is_unpacked(tmp_path):
+    """A compressed shard whose first sample is a gigabyte of zeros is not unpacked to be shown."""
+    path = tmp_path / "bomb.tar.gz"
+    info = tarfile.TarInfo("a.msgpack")
+    info.size = 1 << 30
+    path.write_bytes(gzip.compress(info.tobuf() + bytes(32 << 20), 1))
+    tracemalloc.start()
+    shown = parsed(Dataset(str(path))._repr_html_()).text
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "claims" in shown
+    assert peak < 24 << 20
+    info.size = 100 << 20
+    path.write_bytes(gzip.compress(info.tobuf() + bytes(32 << 20), 1))
+    assert "is read no further" in parsed(Dataset(str(path))._repr_html_()).text
+
+
+def test_nobody_waits_long_for_a_picture(monkeypatch):
+    """A shard that arrives a letter at a time, or late, is given up after a while."""
+    monkeypatch.setattr(html, "_SECONDS", 0.3)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n"
+    with dripping(head, b"a", b"") as server:
+        assert "not answered in full within 0.3 s" in parsed(Dataset(f"{server.url}/0.tar")._repr_html_()).text
+        assert not server.was_waited_for
+
+    class Late(Counting):
+        def open_shard(self, shard_id: str) -> Any:
+            later = time.monotonic() + 1
+            monkeypatch.setattr(time, "monotonic", lambda: later)
+            return super().open_shard(shard_id)
+
+    assert "take longer than 0.3 s" in parsed(Dataset(Late(packed_shard(digits(3))))._repr_html_()).text
+
+
+def test_no_password_is_shown(tmp_path):
+    """The URL of a dataset is shown without what lets one in."""
+    text = Dataset(f"{tmp_path}/u//user:hunter2@host/0.tar?sig=hunter2")._repr_html_()
+    assert "0.tar" in text
+    assert "hunter2" not in text
 
 
 def unpacked(data: bytes) -> np.ndarray:

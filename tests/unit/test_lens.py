@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import atdata
+import atdata.codec
 from atdata import DictSample, Lens, LensNetwork, check_lens_laws, packable
 from atdata.errors import LensError
 from atdata.lens import lens
@@ -204,6 +207,74 @@ def test_every_type_is_a_view_of_dict_samples():
         LensNetwork().transform(DictSample, int)
 
 
+@packable
+class Part:
+    name: str
+    pixels: NDArray[np.float32]
+
+
+@packable
+class Whole:
+    part: Part
+    parts: list[Part]
+    meta: dict[str, Any]
+    ratio: float
+    note: str | None = None
+
+
+COMPACT = b"\x03<f4\x01" + struct.pack("<q", 2) + np.array([1, 2], "<f4").tobytes()
+
+
+def stored(**changes: Any) -> DictSample:
+    part = {"name": "a", "pixels": COMPACT, "unknown": 1}
+    fields = {"part": part, "parts": [part, {**part, "name": "b"}], "meta": {"k": 1, "deep": [COMPACT]}, "ratio": 2}
+    return DictSample.from_bytes(atdata.codec.pack_map({**fields, "other": [3], **changes}))
+
+
+def test_a_view_of_a_dict_sample_keeps_the_laws():
+    """Putting back what was got changes no byte, whatever the view does not know and however it was written."""
+    view = LensNetwork().transform(DictSample, Whole)
+    source = stored()
+    assert view.put(view.get(source), source).packed == source.packed
+    laws = check_lens_laws(view, [source])
+    assert laws, str(laws)
+    written = [DictSample.from_bytes(Whole(Part(n, np.ones(1, np.float32)), [], {}, 0.5).packed) for n in "abc"]
+    laws = check_lens_laws(view, written)
+    assert laws, str(laws)
+
+
+def test_putting_a_view_into_a_dict_sample_changes_what_changed():
+    """What was changed in a view is written; what is beside it, at any depth, stays as it was stored."""
+    view = LensNetwork().transform(DictSample, Whole)
+    source = stored()
+    sample = view.get(source)
+    sample.part.name = "x"
+    sample.parts[1].pixels[0] = 5
+    sample.parts.append(Part("c", np.zeros(1, np.float32)))
+    del sample.meta["k"]
+    sample.note = "new"
+    put = view.put(sample, source)
+    assert view.get(put) == sample
+    raw = put.raw
+    assert raw["part"] == {"name": "x", "pixels": COMPACT, "unknown": 1}
+    assert raw["parts"][0]["pixels"] == COMPACT
+    assert put.parts[1]["pixels"].tolist() == [5, 2]
+    assert put.parts[1]["unknown"] == 1
+    assert raw["parts"][2].keys() == {"name", "pixels"}
+    assert raw["meta"] == {"deep": [COMPACT]}
+    assert raw["ratio"] == 2
+    assert list(raw) == ["part", "parts", "meta", "ratio", "other", "note"]
+
+
+def test_a_view_sees_changes_in_place():
+    """What was changed in a DictSample is what its view shows, and what stays when the view is put back."""
+    view = LensNetwork().transform(DictSample, Simple)
+    source = DictSample.from_bytes(FULL.packed)
+    source.image[:] = 9
+    assert LensNetwork().transform(DictSample, Full).get(source).image.tolist() == [9, 9, 9, 9]
+    assert view.put(Simple("dog", 1.0), source).image.tolist() == [9, 9, 9, 9]
+
+
 def test_declarations_without_types_are_errors():
     """A getter without annotations, or with ones that cannot be read, says how a lens is declared."""
     with pytest.raises(LensError, match=r"a lens is declared like `def bare\(source: FullSample\) -> SimpleSample`"):
@@ -282,3 +353,54 @@ def test_laws_need_samples():
     """Nothing is shown by no samples."""
     with pytest.raises(ValueError, match="at least one"):
         check_lens_laws(make(None), [])
+
+
+def test_a_getter_that_gives_something_else_is_named():
+    """A view of another type is a LensError with the lens, what was expected and what was found."""
+
+    @atdata.lens
+    def to_name(source: Simple) -> Name:
+        return source.label  # type: ignore[return-value]
+
+    @atdata.lens
+    def to_nothing(source: Simple) -> Other:
+        pass  # type: ignore[return]
+
+    with pytest.raises(LensError, match="lens to_name: expected Name, found str 'cat'"):
+        to_name(Simple("cat", 0.5))
+    with pytest.raises(LensError, match="lens to_nothing: expected Other, found None"):
+        to_nothing.get(Simple("cat", 0.5))
+    with pytest.raises(LensError, match="lens to_name: expected Name"):
+        (simplify() | to_name).get(Full(np.zeros(1, np.uint8), "cat", 0.5))
+
+
+def test_what_is_no_lens_is_refused_where_it_is_declared():
+    """A getter takes one source, and both its types are sample types; only lenses are registered."""
+    with pytest.raises(LensError, match="declared like"):
+
+        @atdata.lens
+        def two(source: Full, other: Full) -> Simple:
+            raise NotImplementedError
+
+    with pytest.raises(LensError, match="number: a lens leads from one sample type to another, and int is none"):
+
+        @atdata.lens
+        def number(source: Full) -> int:
+            raise NotImplementedError
+
+    with pytest.raises(LensError, match=r"_own_names is no lens; make one of a function: @atdata.lens"):
+        LensNetwork().register(_own_names)  # type: ignore[arg-type]
+
+
+def _own_names(source: Full) -> Name:
+    raise NotImplementedError
+
+
+def test_two_classes_of_one_name_are_told_apart():
+    """Where lenses lead on from a class of the same name, the error says so, and what to load."""
+    simplify()
+    decoded = packable(type("Full", (), {"__annotations__": {"label": str}}))
+    with pytest.raises(
+        LensError, match=r"one does from another class of this name, .*Full; .* load_dataset\(uri, Full"
+    ):
+        LensNetwork().transform(decoded, Simple)

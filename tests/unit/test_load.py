@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +10,9 @@ from web import Reply, serve
 
 import atdata
 from atdata import Dataset, DatasetDict, DictSample, load_dataset
-from atdata.errors import MissingShardError, NotFoundError, SchemaError, SourceError
-from atdata.schema import type_to_schema
+from atdata.atmosphere import AtmosphereClient, AtmosphereIndex
+from atdata.errors import ArgumentError, MissingShardError, NotFoundError, SchemaError, SourceError
+from atdata.schema import schema_to_type, type_to_schema
 
 
 @pytest.fixture
@@ -122,6 +121,40 @@ def test_data_files(folder):
         load_dataset("data", data_files="no.tar")
 
 
+@pytest.mark.parametrize("name", ["data[1]", "data{1,2}", "data*", "{a", "s?"])
+def test_folders_that_are_there_are_no_patterns(tmp_path, monkeypatch, name):
+    """A folder or file that is there is meant as it is, and not what its name would match."""
+    monkeypatch.chdir(tmp_path)
+    for i, folder in enumerate((name, "data1", "data2", "datax", "sx")):
+        write_shard(tmp_path / folder / "0.tar", digits(1, i))
+        write_shard(tmp_path / folder / "1[2].tar", digits(1, i))
+    for found in (
+        load_dataset(name, Digit, split="train"),
+        load_dataset(name, Digit, split="train", data_files="*.tar"),
+        load_dataset(name, Digit, split="train", data_files=["{0,1[[]2[]]}.tar"]),
+        load_dataset(tmp_path / name, Digit, split="train", data_files=["0.tar", "1[2].tar"]),
+    ):
+        assert labels(found) == [0, 0]
+    assert labels(load_dataset(f"{name}/1[2].tar", Digit, split="train")) == [0]
+
+
+@pytest.mark.parametrize("data_files", [[], {}, {"train": []}, {"train": ["train-0.tar"], "test": []}])
+def test_data_files_that_name_none_are_an_error(folder, data_files):
+    """An empty list of files is nothing found, not a dataset without samples."""
+    with pytest.raises(FileNotFoundError, match="data: data_files names no files"):
+        load_dataset("data", data_files=data_files)
+
+
+def test_names_that_no_file_has_are_an_error(folder):
+    """A name that is too long for a file, or a bucket that is none, is one of our errors like any other."""
+    for path, error in (("x" * 5000, MissingShardError), ("s3://[x/0.tar{", SourceError)):
+        with pytest.raises(error):
+            load_dataset(path)
+    assert load_dataset("s3://[x/0.tar", split="train").list_shards() == ["s3://[x/0.tar"]
+    with pytest.raises(SourceError, match="is no URL"):
+        list(load_dataset("file://[x/0.tar", split="train"))
+
+
 def test_nothing_found_is_an_error(folder):
     """A path, pattern or folder without shards is a FileNotFoundError that names it."""
     (folder / "empty").mkdir()
@@ -157,14 +190,19 @@ def test_other_schemes_are_refused(path):
         load_dataset(path)
 
 
+SCHEMA_REF = "at://did:plc:abc/ac.foundation.dataset.sampleSchema/x"
+
+
 def network(monkeypatch: pytest.MonkeyPatch, source: Any, schema: Any) -> list[Any]:
+    """Have every path on the network be a dataset in *source*; what was asked for is noted."""
     asked: list[Any] = []
 
-    def resolve_path(path: str, *, index: Any = None) -> tuple[Any, Any, str]:
-        asked.append((path, index))
-        return source, schema, "digits"
+    def resolve_path(path: str, client: Any) -> tuple[Any, Any]:
+        asked.append((path, client))
+        return source, schema and SCHEMA_REF
 
-    monkeypatch.setitem(sys.modules, "atdata.atmosphere.load", SimpleNamespace(resolve_path=resolve_path))
+    monkeypatch.setattr("atdata.atmosphere.load.resolve_path", resolve_path)
+    monkeypatch.setattr(AtmosphereIndex, "decode_schema", lambda self, ref: schema_to_type({SCHEMA_REF: schema}[ref]))
     return asked
 
 
@@ -172,14 +210,76 @@ def network(monkeypatch: pytest.MonkeyPatch, source: Any, schema: Any) -> list[A
 def test_datasets_of_the_network(folder, monkeypatch, path):
     """at:// and @handle/name are looked up; samples are of the published type, or of the one that is given."""
     source = atdata.URLSource("data/{train-0,train-1,digits_test_0}.tar")
-    index = SimpleNamespace(get_schema=None)
+    index = AtmosphereIndex(AtmosphereClient())
     asked = network(monkeypatch, source, type_to_schema(Digit))
     splits = load_dataset(path, index=index)
-    assert asked == [(path, index)]
+    assert asked == [(path, index.client)]
     assert {name: labels(dataset) for name, dataset in splits.items()} == {"train": [0, 1, 2, 3], "test": [4, 5]}
     assert splits["train"].sample_type.__name__ == "Digit"
     assert splits.sample_type is splits["test"].sample_type is not Digit
     assert load_dataset(path, Digit, split="test").sample_type is Digit
+
+
+class Entry:
+    """A dataset in an index of somebody's own."""
+
+    metadata = None
+
+    def __init__(self, name: str, *urls: str) -> None:
+        self.name = name
+        self.schema_ref = "digit"
+        self.data_urls = list(urls)
+
+
+class Index:
+    """An index of somebody's own: a table. It is empty to `len`, which says nothing of it."""
+
+    def __init__(self, *entries: Entry) -> None:
+        self.datasets = entries
+        self.schemas = ()
+
+    def __len__(self) -> int:
+        return 0
+
+    def publish_schema(self, sample_type: type[Any], /, *, version: str = "1.0.0") -> str:
+        raise NotImplementedError
+
+    def insert_dataset(self, ds: Any, /, *, name: str, schema_ref: str | None = None) -> Entry:
+        raise NotImplementedError
+
+    def list_datasets(self, repo: str | None = None) -> tuple[Entry, ...]:
+        return self.datasets if repo == "us" else ()
+
+    def get_dataset(self, ref: str, /) -> Entry:
+        return {f"at://{entry.name}": entry for entry in self.datasets}[ref]
+
+    def list_schemas(self, repo: str | None = None) -> tuple[()]:
+        return self.schemas
+
+    def get_schema(self, ref: str, /) -> Any:
+        raise NotImplementedError
+
+    def decode_schema(self, ref: str, /) -> type[Any]:
+        return {"digit": Digit}[ref]
+
+
+def test_any_index_will_do(folder):
+    """What has the methods of an AbstractIndex finds datasets and their types; it knows no versions."""
+    index = Index(Entry("d", "data/train-{0..1}.tar", "data/digits_test_0.tar"), Entry("none"))
+    assert isinstance(index, atdata.AbstractIndex)
+    for path in ("@us/d", "at://d"):
+        splits = load_dataset(path, index=index)
+        assert {name: labels(dataset) for name, dataset in splits.items()} == {"train": [0, 1, 2, 3], "test": [4, 5]}
+        assert splits.sample_type is Digit
+        assert load_dataset(path, DictSample, split="test", index=index).sample_type is DictSample
+    for path in ("@us/e", "@them/d", "at://e", "@us/none"):
+        with pytest.raises(FileNotFoundError, match=path):
+            load_dataset(path, index=index)
+    with pytest.raises(SourceError, match="versions are labels, which only an AtmosphereIndex knows"):
+        load_dataset("@us/d@1.0", index=index)
+    index.datasets[0].schema_ref = "gone"
+    with pytest.raises(FileNotFoundError, match=r"@us/d: its schema cannot be read: .*; give a sample type"):
+        load_dataset("@us/d", index=index)
 
 
 def test_blobs_are_one_split(monkeypatch):
@@ -197,10 +297,10 @@ def test_blobs_are_one_split(monkeypatch):
 def test_a_name_that_nobody_has_is_nothing_found(monkeypatch):
     """A dataset that is not on the network is a FileNotFoundError, as one that is not on disk."""
 
-    def resolve_path(path: str, *, index: Any = None) -> Any:
+    def resolve_path(path: str, client: Any) -> Any:
         raise NotFoundError("alice.example.com has neither label nor dataset 'digits'")
 
-    monkeypatch.setitem(sys.modules, "atdata.atmosphere.load", SimpleNamespace(resolve_path=resolve_path))
+    monkeypatch.setattr("atdata.atmosphere.load.resolve_path", resolve_path)
     with pytest.raises(FileNotFoundError, match=r"@alice\.example\.com/digits: .*neither label nor dataset"):
         load_dataset("@alice.example.com/digits")
 
@@ -210,3 +310,18 @@ def test_a_dataset_without_shards_is_an_error(monkeypatch):
     network(monkeypatch, atdata.URLSource([]), None)
     with pytest.raises(FileNotFoundError, match="the dataset has no shards"):
         load_dataset("@alice.example.com/digits")
+
+
+def test_a_split_is_chosen(folder):
+    """What belongs to a dataset, or to no split, is an error that lists the splits."""
+    with pytest.raises(ArgumentError, match="for a split write split='train'"):
+        load_dataset("data", "train")  # type: ignore[call-overload]
+    splits = load_dataset("data/train-*.tar", Digit)
+    with pytest.raises(AttributeError, match=r"choose a split: train, as in splits\['train'\].ordered"):
+        splits.ordered()
+    assert not hasattr(splits, "nothing")
+    for error in (KeyError, ValueError):
+        with pytest.raises(error, match=r"there is no split 'trian'; choose a split: train$"):
+            splits["trian"]
+    assert splits.get("trian") is None
+    assert "trian" not in splits

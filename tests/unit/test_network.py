@@ -7,7 +7,7 @@ import pickle
 import socket
 
 import pytest
-from web import Reply, Web, serve
+from web import Reply, Web, dripping, serve
 
 from atdata import network
 from atdata.errors import NetworkError
@@ -152,6 +152,27 @@ def test_servers_may_say_when(pauses):
     assert pauses[2:] == [30.0]
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+        "Mon, 01 Jan 2030 00:00:00 +99999999999999",
+        "Mon, 01 Jan 2030 99999999999999999999:00:00 GMT",
+        "Mon, 01 Jan 0001 00:00:00 +2300",
+        "99999999999999999999",
+        "1e9",
+        "a, b c d e f",
+    ],
+)
+def test_servers_that_say_nonsense_of_when(value, pauses):
+    """An odd Retry-After is a pause like others, never an exception of the standard library's."""
+    with serve(lambda path: Reply(status=429, headers={"Retry-After": value})) as web:
+        with pytest.raises(StatusError, match="429"):
+            read(web.url, trusted=True)
+    assert len(pauses) == 3
+    assert max(pauses) <= 30
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 501])
 def test_other_errors_are_final(status, pauses):
     """An error of ours is not repeated; the message has the status and what XRPC says of it."""
@@ -187,6 +208,56 @@ def test_passwords_are_not_repeated():
     with pytest.raises(NetworkError) as caught:
         read("ftp://user:hunter2@example.com/", trusted=True)
     assert "hunter2" not in str(caught.value)
+
+
+DRIPS = {
+    "headers": (b"HTTP/1.1 200 OK\r\nX-A: ", b"a", b"\r\nContent-Length: 2\r\n\r\n{}"),
+    "interim answers": (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"),
+    "the body": (b"HTTP/1.1 200 OK\r\nContent-Length: 102\r\n\r\n", b" ", b"{}"),
+    "the body of an error": (b"HTTP/1.1 404 Not Found\r\nContent-Length: 102\r\n\r\n", b" ", b"{}"),
+}
+
+
+@pytest.mark.parametrize("is_guarded", [True, False], ids=["guarded", "trusted"])
+@pytest.mark.parametrize("drip", DRIPS.values(), ids=DRIPS)
+def test_slow_answers_end_in_time(drip, is_guarded, monkeypatch):
+    """A deadline holds for all of an answer, whichever part of it a server drips."""
+    monkeypatch.setattr(network, "resolve_public", lambda host, port: [host])
+    with dripping(*drip) as server:
+        # Of an error, the status was said in time.
+        with pytest.raises(NetworkError, match=r"not answered in full within 0\.3 s|: 404$"):
+            get_json(server.url, trusted=not is_guarded, seconds=0.3)
+        assert not server.was_waited_for
+
+
+@pytest.mark.parametrize("drip", [DRIPS["headers"], DRIPS["interim answers"]], ids=["headers", "interim answers"])
+def test_answers_begin_in_time(drip, monkeypatch):
+    """Also where a body may take as long as it likes, each attempt has a deadline until it begins."""
+    monkeypatch.setattr(network, "_ANSWER_SECONDS", 0.1)
+    with dripping(*drip) as server:
+        with pytest.raises(NetworkError, match=r"not answered in full within 0\.1 s"):
+            read(server.url, trusted=True)
+        assert not server.was_waited_for
+
+
+def test_an_inner_deadline_does_not_extend_an_outer_one(pauses):
+    """What is over stays over: nothing is asked, and nobody pauses for longer than is left."""
+    with serve(lambda path: Reply(status=503, headers={"Retry-After": "20"})) as web:
+        with network.deadline(0), pytest.raises(NetworkError, match="not answered in full within 0 s"):
+            get_json(web.url, trusted=True, seconds=60)
+        assert web.requests == []
+        with pytest.raises(StatusError, match="503"):
+            get_json(web.url, trusted=True, seconds=10)
+    assert pauses == []
+
+
+def test_no_cookies_are_kept():
+    """What a server sets is not sent back, neither to it nor to a neighbour of its."""
+    with serve(lambda path: Reply(b"{}", headers={"Set-Cookie": "track=42; Path=/; Max-Age=99999"})) as web:
+        for path in ("/a", "/b"):
+            get_json(web.url + path, trusted=True)
+        assert all("cookie" not in headers for headers in web.headers)
+    assert not network._client(False).cookies
 
 
 def test_json_is_limited():

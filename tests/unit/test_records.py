@@ -665,7 +665,7 @@ def test_every_storage(namespace, collection, kind, storage, value):
         ),
         (
             {"$type": nsid.STORAGE_HTTP, "shards": [{"checksum": 5}]},
-            StorageHttp((HttpShard(""),)),
+            StorageHttp((HttpShard("", Checksum("", "")),)),
             "storage.shards[0].url: is required",
         ),
         (
@@ -680,6 +680,32 @@ def test_odd_storage(storage, value, problem):
     reading = read(nsid.DATASET, dataset_record(storage))
     assert reading.value.storage == value
     assert any(text.startswith(problem) for text in reading.problems)
+
+
+@pytest.mark.parametrize(
+    ("checksum", "expected"),
+    [
+        (None, None),
+        ({"algorithm": "none", "digest": ""}, None),
+        ({"algorithm": "none"}, None),
+        ({"algorithm": "sha256", "digest": "ab"}, Checksum("sha256", "ab")),
+        ({"algorithm": "none", "digest": "ab"}, Checksum("none", "ab")),
+        ({"algorithm": "none", "digest": 5}, Checksum("none", "")),
+        ({"algorithm": "sha256"}, Checksum("sha256", "")),
+        ({"algorithm": 5, "digest": "ab"}, Checksum("", "ab")),
+        ({"algorithm": "", "digest": ""}, Checksum("", "")),
+        ({"digest": "ab"}, Checksum("", "ab")),
+        ({}, Checksum("", "")),
+        ("sha256:ab", Checksum("", "")),
+        (["x"], Checksum("", "")),
+        (0, Checksum("", "")),
+    ],
+)
+def test_only_the_placeholder_is_no_checksum(checksum, expected):
+    """A checksum that cannot be read stays one, of an algorithm that nobody knows: it does not mean no check."""
+    shards = [{"url": "https://x/0", "checksum": checksum}]
+    reading = read(nsid.DATASET, dataset_record({"$type": nsid.STORAGE_HTTP, "shards": shards}))
+    assert reading.value.storage.shards[0].checksum == expected
 
 
 @pytest.mark.parametrize("collection", [nsid.DATASET, nsid.SUCCESSOR_DATASET])
@@ -872,6 +898,16 @@ def test_a_value_alone_is_that_of_the_reading():
 
 
 # --- What others ask
+
+
+def test_very_many_properties_are_read_in_part():
+    """Of a JSON Schema with more properties than any honest one has, the first are read, and the others are told of."""
+    properties = {f"p{i}": {"type": "string"} for i in range(10_001)}
+    schema = {"$type": "ac.foundation.dataset.schema#jsonSchemaFormat", "type": "object", "properties": properties}
+    record = {"$type": "ac.foundation.dataset.schema", "schemaType": "jsonSchema", "schema": schema}
+    reading = records.read("ac.foundation.dataset.schema", record)
+    assert len(reading.value.fields) == 10_000
+    assert "schema.properties: must have at most 10,000 to be read (has 10,001)" in reading.problems
 
 
 def test_field_summaries():

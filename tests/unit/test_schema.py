@@ -22,10 +22,10 @@ from numpy.typing import NDArray as Arr
 import atdata
 from atdata.atmosphere import records
 from atdata.atmosphere.records import Array, Field, NDArray, Primitive, Ref, SchemaRecord
-from atdata.errors import SchemaError
-from atdata.hints import read_hints
+from atdata.errors import LensError, SampleError, SchemaError
+from atdata.hints import is_reserved, read_hints
 from atdata.sample import packable
-from atdata.schema import schema_to_type, to_source, type_to_schema
+from atdata.schema import _comment, schema_to_type, to_source, type_to_schema
 
 INNER_URI = "at://did:plc:abc123/ac.foundation.dataset.sampleSchema/3jzfcijpj2z2a"
 WHEN = datetime(2026, 1, 2, tzinfo=UTC)
@@ -91,6 +91,10 @@ EXPECTED = (
 INNER = SchemaRecord("Inner", "1.0.0", (Field("name", Primitive("str")),))
 
 
+class Derived(schema_to_type(INNER)):
+    """A class of one's own, from a decoded one."""
+
+
 def resolve(uri: str) -> SchemaRecord:
     assert uri == INNER_URI
     return INNER
@@ -136,10 +140,10 @@ schemas = st.builds(
 
 @given(schemas)
 def test_any_record_survives_being_a_type(schema):
-    """record → type → record, for generated schemas; equal ones share the class."""
+    """record → type → record, for generated schemas; those that say the same share the class, whenever published."""
     made = schema_to_type(schema)
     assert type_to_schema(made) == schema
-    assert schema_to_type(dataclasses.replace(schema, description="another", version="2.0.0")) is made
+    assert schema_to_type(dataclasses.replace(schema, created_at=WHEN, metadata={"a": 1})) is made
 
 
 @given(schemas)
@@ -155,7 +159,7 @@ def schema_of(*fields: Field, name: str = "S") -> SchemaRecord:
 
 
 def test_two_schemas_of_one_name_never_share_a_class():
-    """The same name with other fields, another order, or another optionality is another class."""
+    """The same name with other fields, another order, optionality, version or description is another class."""
     a, b = Field("a", Primitive("int")), Field("b", NDArray("uint8"))
     variants = [
         schema_of(a, b),
@@ -166,10 +170,40 @@ def test_two_schemas_of_one_name_never_share_a_class():
         schema_of(a, Field("b", NDArray("int8"))),
         schema_of(a, Field("b", Array(Primitive("int")))),
         schema_of(a, b, name="S2"),
+        dataclasses.replace(schema_of(a, b), version="2.0.0"),
+        dataclasses.replace(schema_of(a, b), description="By Alice: in metres."),
+        dataclasses.replace(schema_of(a, b), description="By Mallory: in feet."),
+        schema_of(a, dataclasses.replace(b, description="in feet")),
     ]
     types = [schema_to_type(schema) for schema in variants]
     assert len(set(types)) == len(types)
     assert [schema_to_type(schema) for schema in variants] == types
+    assert types[-2].__doc__ == "By Mallory: in feet."
+
+
+def test_lenses_stay_with_the_schema_they_were_made_for():
+    """A lens of one schema's type is no lens of another's, though their fields are the same."""
+    metres = schema_to_type(dataclasses.replace(INNER, description="in metres"))
+    feet = schema_to_type(dataclasses.replace(INNER, description="in feet"))
+    target = schema_to_type(schema_of(Field("length", Primitive("str"))))
+    lens = atdata.Lens(lambda source: target(source.name), source_type=metres, view_type=target)
+    atdata.LensNetwork().register(lens)
+    assert atdata.LensNetwork().transform(metres, target) is lens
+    with pytest.raises(LensError):
+        atdata.LensNetwork().transform(feet, target)
+
+
+def test_descriptions_of_nested_schemas_are_printed_with_their_own():
+    """Two nested schemas of one name and with the same fields keep their descriptions apart."""
+    nested = {
+        INNER_URI: dataclasses.replace(INNER, description="in metres"),
+        INNER_URI + "b": dataclasses.replace(INNER, description="in feet"),
+    }
+    source = to_source(
+        schema_of(Field("a", Ref(INNER_URI)), Field("b", Ref(INNER_URI + "b"))), resolve=nested.__getitem__
+    )
+    assert "# in metres\n@atdata.packable\nclass Inner:" in source
+    assert "# in feet\n@atdata.packable\nclass Inner_2:" in source
 
 
 def test_unused_types_are_forgotten():
@@ -202,6 +236,51 @@ def test_decoded_types_read_arrays_as_arrays():
     made = decoded(image=np.zeros(1, np.uint8), label=3)
     assert made.mask is None
     assert pickle.loads(pickle.dumps(made)) == made
+
+
+def test_what_a_schema_says_of_arrays_is_checked():
+    """A decoded type takes arrays of the dtype and shape in its schema only; float32 stands for any dtype."""
+    decoded = schema_to_type(schema_of(Field("image", NDArray("uint8", (2, 0))), Field("any", NDArray("float32"))))
+    good = decoded(np.zeros((2, 3), np.uint8), np.zeros(2, np.int64))
+    assert decoded.from_bytes(good.packed) == good
+    for image in (np.array(["boom"]), np.zeros((3, 2), np.uint8)):
+        with pytest.raises(SampleError, match="field image: expected an array of"):
+            decoded.from_bytes(atdata.DictSample(image=image, any=np.zeros(2)).packed)
+        with pytest.raises(SampleError, match="field image: expected an array of"):
+            _ = decoded(image, np.zeros(2)).packed
+
+    @packable
+    class Loose:
+        image: Arr
+
+    @packable
+    class Strict:
+        image: Arr[np.float32]
+
+    # One schema for both: a bare NDArray is published as float32.
+    assert type_to_schema(Loose).fields == type_to_schema(Strict).fields
+    assert schema_to_type(type_to_schema(Loose)).from_bytes(Loose(np.zeros(1, np.uint8)).packed).image.dtype == np.uint8
+    with pytest.raises(SampleError, match="field image: expected an array of dtype float32, found uint8"):
+        Strict.from_bytes(Loose(np.zeros(1, np.uint8)).packed)
+
+
+def test_decoded_types_can_be_pickled():
+    """A decoded type is found again by its schema, nested ones by theirs; a class derived from it by its name."""
+    outer = schema_to_type(
+        dataclasses.replace(schema_of(Field("one", Ref(INNER_URI))), version="1.2.3", description="outer"),
+        resolve=resolve,
+    )
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(outer, protocol)) is outer
+        assert pickle.loads(pickle.dumps(atdata.Dataset[outer]("x.tar"), protocol)).sample_type is outer
+    pickled = pickle.dumps((outer, outer(schema_to_type(INNER)("a"))))
+    del outer
+    gc.collect()
+    again, sample = pickle.loads(pickled)
+    assert (again.__name__, again.__doc__, sample.one.name) == ("S", "outer", "a")
+    assert type(sample) is again
+    assert pickle.loads(pickle.dumps(Derived)) is Derived
+    assert pickle.loads(pickle.dumps(Derived("a"))) == Derived("a")
 
 
 def test_nested_samples_are_decoded():
@@ -257,6 +336,8 @@ UNDECODABLE = {
     "not normal": schema_of(Field("ﬁeld", Primitive("str"))),
     "dunder": schema_of(Field("__init__", Primitive("str"))),
     "a member": schema_of(Field("packed", Primitive("str"))),
+    "a batch's member": schema_of(Field("samples", Primitive("str"))),
+    "a name of ours": schema_of(Field("_atdata_layout", Primitive("str"))),
     "twice": schema_of(Field("a", Primitive("str")), Field("a", Primitive("int"))),
     "objects": schema_of(Field("a", NDArray("object"))),
     "code for a dtype": schema_of(Field("a", NDArray("float32]; import os; x: Arr[np.int8"))),
@@ -272,6 +353,49 @@ def test_what_no_type_can_say_is_an_error_that_names_the_field(schema, function)
     """Names and dtypes are checked before they get near a class or source."""
     with pytest.raises(SchemaError, match=r"^S\."):
         function(schema)
+
+
+def test_names_that_samples_use_are_reserved():
+    """No field takes the place of what every sample, batch or decoded type has."""
+    members = {*dir(schema_to_type(INNER)), *vars(atdata.SampleBatch([Inner("a")]))} - {"name"}
+    assert {name for name in members if not is_reserved(name)} <= {"_repr_html_"}
+
+
+def test_very_many_fields_are_an_error():
+    """A schema with more fields than any sample has is refused at once; a thousand are read."""
+    fields = [Field(f"f{i}", Primitive("int")) for i in range(1001)]
+    assert len(dataclasses.fields(schema_to_type(schema_of(*fields[:1000])))) == 1000
+    for function in (schema_to_type, to_source):
+        with pytest.raises(SchemaError, match=r"S: has 1,001 fields, more than 1,000"):
+            function(schema_of(*fields))
+
+
+BROKEN = {
+    "no list of fields": ({"fields": "oops"}, "fields: must be an array"),
+    "no fields": ({"fields": None}, "fields: must be an array"),
+    "nothing": ({}, "fields: "),
+    "an unknown form": ({"schemaType": "protobuf", "schema": {}}, "schemaType: is not a form"),
+    "no properties": ({"schema": {"$type": "x", "properties": None}}, "schema"),
+    "no object": ({"schema": []}, "schema: must be an object"),
+    "a field that is none": ({"fields": [5]}, r"fields\[0\]: must be an object"),
+    "a field without a name": ({"fields": [{"fieldType": {}}]}, r"fields\[0\].*name"),
+}
+
+
+@pytest.mark.parametrize(("members", "message"), BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("collection", ["ac.foundation.dataset.sampleSchema", "ac.foundation.dataset.schema"])
+def test_a_schema_that_lost_its_fields_is_an_error_that_names_the_problems(collection, members, message):
+    """A record whose fields cannot be read is no type without fields, which would read anything as nothing."""
+    record = {"$type": collection, "name": "X", "version": "1.0.0", "createdAt": "2026-01-02T00:00:00Z", **members}
+    with pytest.raises(SchemaError, match=f"the schema cannot be read: .*{message}"):
+        schema_to_type(record)
+
+
+def test_a_field_of_an_unknown_type_holds_anything():
+    """What a later generation may add to the field types does not make the other fields unreadable."""
+    fields = [{"name": "a", "fieldType": {"$type": "ac.foundation.dataset.schemaType#tensor"}, "optional": False}]
+    decoded = schema_to_type({"name": "X", "version": "1.0.0", "createdAt": "2026-01-02T00:00:00Z", "fields": fields})
+    assert decoded.from_data({"a": [1]}).a == [1]
 
 
 @pytest.mark.parametrize("schema", [{}, {"$type": "ac.foundation.dataset.label"}, {"$type": 5}, "text", None, []])
@@ -334,7 +458,7 @@ INEXPRESSIBLE = {
     "any": (Any, "no schema can express Any"),
     "union": (int | str, "no schema can express int | str"),
     "scalar": (np.float32, "no schema can express float32"),
-    "tuple": (tuple[int, ...], "no schema can express tuple"),
+    "tuple": (tuple[int, ...], r"no schema can express tuple\[int, \.\.\.\]"),
     "none in a list": (list[int | None], "item of a list may be None"),
     "nested": (Inner, "publish the schema of Inner first"),
     "objects": (Arr[np.object_], "pickle"),
@@ -364,6 +488,51 @@ def test_hints_as_text():
         "NDArray[datetime64]", "NDArray[str]", "NDArray[datetime64]", "list[str]",
     ]  # fmt: skip
     assert read_hints(Everything)[19].text == "NDArray[int8] | None"
+
+
+def test_a_list_of_tuples_is_published_as_a_list_of_anything():
+    """What cannot be said of the items of a list is left unsaid."""
+    made = packable(type("Boxes", (), {"__annotations__": {"x": list[tuple[int, int]], "y": list[dict]}}))
+    assert [field.type for field in type_to_schema(made).fields] == [Array(), Array()]
+
+
+CODECS = {
+    "utf-7": "+AAo-",
+    "unicode_escape": "\\n",
+    "raw_unicode_escape": "\\u000a",
+    "utf-8": "\x0c\n\r\x0b\x1c\x1d\x1e\x85\u2028\u2029\0\u202e",
+}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("place", ["name", "description", "field", "version"])
+def test_no_text_of_a_record_is_run(tmp_path, codec, place):
+    """A record that names a codec (PEP 263), or ends the line in any other way, stays in comments."""
+    ran = tmp_path / "ran"
+    attack = f"coding: {codec} {CODECS[codec]}open({str(ran)!r}, 'w'){CODECS[codec]}"
+    # A name and a description of two records that work together, and each alone.
+    record = SchemaRecord(
+        f"coding: {codec}" if place == "description" else attack if place == "name" else "S",
+        attack if place == "version" else "1.0.0",
+        (Field("x", Primitive("int"), description=attack if place == "field" else None),),
+        description=attack if place in ("name", "description") else None,
+    )
+    path = tmp_path / "printed.py"
+    path.write_text(to_source(record), encoding="utf-8")
+    run = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False, timeout=60)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert not ran.exists()
+    first, second = to_source(record).splitlines()[:2]
+    assert (first, second) == ("# -*- coding: utf-8 -*-", "from __future__ import annotations")
+
+
+def test_comments_are_one_line():
+    """Whatever the text, a comment has one line, of characters that can be seen."""
+    for text in ("a\nb", "a\x0cb", "\x85a\u2028b", "a\u202eb", "\x1ca\0b"):
+        comment = _comment(text)
+        assert len(comment.splitlines()) == 1
+        assert comment.isprintable()
+        assert comment.startswith("# a")
 
 
 AWKWARD = (

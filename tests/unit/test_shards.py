@@ -193,6 +193,48 @@ def test_what_is_no_shard_is_an_error(data, message):
     assert str(caught.value).startswith("s.tar: ")
 
 
+def test_what_follows_the_end_of_an_archive_is_an_error():
+    """Samples behind a header that became zeros, or of a second archive, are missed in words, not in silence."""
+    ten = tar({f"{i}.msgpack": b"x" for i in range(10)})
+    damaged = ten[: 8 * 512] + bytes(512) + ten[9 * 512 :]
+    joined = tar({"a.msgpack": b"1"}) + tar({"b.msgpack": b"2"})
+    for data in (damaged, joined, SHARD + bytes(9000) + b"\1", gzip.compress(joined)):
+        with pytest.raises(ShardError, match=r"goes on after the end of its archive.*tar --concatenate"):
+            read(data)
+        with pytest.raises(ShardError, match="goes on after the end"):
+            list(iter_samples(Dribble(data), "s.tar"))
+
+
+class Counted(io.BytesIO):
+    """A stream that counts what is read of it."""
+
+    count = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.count += len(data)
+        return data
+
+
+def test_a_limit_holds_for_what_is_unpacked():
+    """With a limit, neither more bytes of an archive are read than that, nor more unpacked; up to it, all are there."""
+    bomb = header(b"%o" % (64 << 20)) + bytes(64 << 20) + bytes(1024)
+    for data in (bomb, gzip.compress(bomb, 1)):
+        stream = Counted(data)
+        with pytest.raises(ShardError, match="has more than 100000 bytes up to here"):
+            list(iter_samples(stream, "s.tar", limit=100_000))
+        assert stream.count <= 200_000
+    assert list(iter_samples(io.BytesIO(SHARD), "s.tar", limit=len(SHARD))) == EXPECTED
+    assert list(iter_samples(io.BytesIO(gzip.compress(SHARD)), "s.tar", limit=len(SHARD))) == EXPECTED
+
+
+def test_a_compressed_sample_may_not_be_huge():
+    """A sample of a compressed shard that claims more than memory should hold is refused before it is unpacked."""
+    stream = Counted(gzip.compress(header(b"%o" % (257 << 20)) + bytes(5 << 20)))
+    with pytest.raises(ShardError, match=r"'a\.msgpack' claims \d+ bytes; decompress the shard to read it"):
+        list(iter_samples(stream, "s.tar"))
+
+
 def test_every_truncation_is_noticed():
     """Wherever a shard is cut, between members as well, the end of the archive is missed."""
     whole = packed_shard(digits(3))

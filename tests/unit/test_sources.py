@@ -6,13 +6,15 @@ import contextlib
 import json
 import os
 import pickle
+import socket
 import sys
 from hashlib import md5, sha256
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from braceexpand import braceexpand
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from shard_files import Digit, digits, packed_shard, write_shard
 from web import Reply, serve
@@ -21,8 +23,26 @@ import atdata
 from atdata import network
 from atdata.atmosphere.records import Checksum
 from atdata.cid import generate_cid, raw_cid
-from atdata.errors import MissingExtraError, MissingShardError, ShardError, SourceError, UnknownShardError
-from atdata.sources import BlobSource, S3Source, Subset, URLSource, expand, scheme_of
+from atdata.errors import (
+    MissingExtraError,
+    MissingShardError,
+    NetworkError,
+    ShardError,
+    SourceError,
+    UnknownShardError,
+)
+from atdata.sources import (
+    BlobSource,
+    PublicS3Source,
+    S3Source,
+    Subset,
+    URLSource,
+    _extent,
+    expand,
+    literal,
+    open_url,
+    scheme_of,
+)
 
 SHARD = packed_shard(digits(20))
 DID = "did:plc:z72i7hdynmk6r22z27h6tvur"
@@ -76,12 +96,62 @@ def test_brace_notation(pattern, expected):
         "{" + ",".join(["{a,b}" * 8] * 500) + "}",
         "{x,{0..999}{0..999}}",
         "{{{{0..999},{0..99999}},{0..99999}},y}",
+        "{0..999999999\n}",
+        "{0..999},{0..999}",
+        "{0..999}{x{0..999}}",
+        "{٠..٩٩٩٩٩٩}",
     ],
 )
 def test_too_many_shards_are_refused_before_they_are_made(pattern):
     """More than 100,000 shards are an error, at once, however they are nested."""
     with pytest.raises(SourceError, match="more than 100,000 shards"):
         expand(pattern)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("x" * 1000 + "{0..99999}", "more than 32 MiB"),
+        ("{" + "x" * 1000 + ",y}{0..49999}", "more than 32 MiB"),
+        ("{a," * 2000 + "}" * 2000, "more than 20 deep"),
+        ("{" * 100_000, "more than 20 deep"),
+        ("}{{0..999},{0..999}}{", "no partner"),
+        ("}" * 100_000, "no partner"),
+    ],
+)
+def test_long_and_deep_patterns_are_refused(pattern, message):
+    """A short pattern does not become more text than memory should hold, nor a call within a call without end."""
+    with pytest.raises(SourceError, match=message):
+        expand(pattern)
+
+
+def test_many_patterns_are_counted_together():
+    """A list of patterns stands for no more shards than one may; long URLs that are written out are fine."""
+    with pytest.raises(SourceError, match="more than 100,000 shards"):
+        URLSource(["a-{0..99999}.tar"] * 1000)
+    with pytest.raises(SourceError, match="more than 32 MiB"):
+        URLSource(["x" * 1000 + "{0..19999}"] * 2)
+    assert len(expand(*["x" * 100_000] * 400)) == 400
+
+
+@given(
+    st.lists(st.sampled_from(["{", "}", ",", "..", "0", "12", "a", "\\", "\n", "٣", "{0..9}", "{a,b}"]), max_size=14)
+)
+def test_nothing_is_larger_than_it_was_counted(tokens):
+    """braceexpand never makes more of a pattern, nor longer URLs, than we reckon with."""
+    pattern = "".join(tokens)
+    with contextlib.suppress(SourceError):
+        extent = _extent(pattern)
+        assume(extent.count < 3000)
+        made = list(braceexpand(pattern))
+        assert len(made) <= extent.count
+        assert sum(map(len, made)) <= extent.length
+
+
+@given(st.text("{},.0\\a\n", min_size=1, max_size=12).filter(lambda name: "\0" not in name))
+def test_a_literal_stands_for_itself(name):
+    """Whatever a file is called, there is a pattern for it alone."""
+    assert expand(literal(name)) == [name]
 
 
 def test_several_urls_are_one_in_braces():
@@ -219,6 +289,45 @@ def test_sources_list_and_open(tmp_path):
         some.open_shard(source.list_shards()[2])
 
 
+def test_a_shard_that_is_listed_twice_is_read_twice(tmp_path):
+    """Ids are the list that was given, whatever it repeats."""
+    path = write_shard(tmp_path / "a.tar", digits(2))
+    assert labels([path, path]) == [0, 1, 0, 1]
+    assert BlobSource([{"did": DID, "cid": CID}] * 2).list_shards() == [f"at://{DID}/blob/{CID}"] * 2
+    for source in (S3Source("b-b", ["k", "l", "k"]), PublicS3Source("b-b", ["k", "l", "k"])):
+        assert source.list_shards() == ["s3://b-b/k", "s3://b-b/l", "s3://b-b/k"]
+    with pds(**{CID: SHARD}) as web:
+        assert labels(BlobSource([{"did": DID, "cid": CID}] * 2, web.url)) == list(range(20)) * 2
+
+
+def test_no_password_is_shown():
+    """Sources, datasets and errors show URLs without user information and signatures; requests have them."""
+    with serve(lambda path: Reply(status=403)) as web:
+        url = web.url.replace("//", "//user:hunter2@") + "/0.tar?X-Amz-Signature=hunter2"
+        source = URLSource(url)
+        with pytest.raises(ShardError) as caught:
+            labels(source)
+        assert web.requests == ["/0.tar?X-Amz-Signature=hunter2"]
+        assert web.headers[0]["authorization"].startswith("Basic ")
+    error = caught.value
+    shown = [str(error), repr(error), error.shard, repr(source), repr(atdata.Dataset(source)), repr(Subset(source, []))]
+    for use in (
+        lambda: URLSource("ftp://user:hunter2@h/x.tar"),
+        lambda: URLSource("http://user:" + "hunter2" * 100 + "@h/{"),
+        lambda: URLSource("http://user:hunter2@h/{0..999999}"),
+        lambda: source.open_shard("http://user:hunter2@h/y.tar"),
+        lambda: S3Source("b", ["k"], endpoint="https://user:hunter2@h"),
+        lambda: S3Source.from_urls(["http://user:hunter2@h/x"]),
+        lambda: atdata.load_dataset("file://user:hunter2@h/x.tar", split="train").source.open_shard(
+            "file://user:hunter2@h/x.tar"
+        ),
+    ):
+        with pytest.raises((SourceError, ShardError)) as refused:
+            use()
+        shown += [str(refused.value), repr(refused.value)]
+    assert [text for text in shown if "hunter2" in text] == []
+
+
 CHECKSUMS = [
     (Checksum("sha256", sha256(SHARD).hexdigest()), None),
     (Checksum("SHA-256", sha256(SHARD).hexdigest().upper()), None),
@@ -228,6 +337,8 @@ CHECKSUMS = [
     (Checksum("sha256", sha256(b"").hexdigest()), "its bytes are not the right ones: expected e3b0c442"),
     (Checksum("crc32", "0"), "its checksum is 'crc32', of which we know"),
     (Checksum("shake_128", "0"), "of which we know"),
+    (Checksum("", ""), "of which we know"),
+    (Checksum("none", "0"), "of which we know"),
 ]
 
 
@@ -390,6 +501,128 @@ def test_strangers_servers_stay_on_the_public_internet(monkeypatch):
 
 
 # --- S3 and Google, without their libraries
+
+
+@pytest.fixture
+def connected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The hosts that would be connected to, without anybody's library; nothing is."""
+    hosts: list[str] = []
+
+    def resolve(host: str, port: int) -> list[str]:
+        hosts.append(f"{host}:{port}")
+        raise NetworkError("not from here")
+
+    monkeypatch.setattr(network, "resolve_public", resolve)
+    for module in ("boto3", "gcsfs"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    return hosts
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("s3://their-bucket/a/0.tar", "their-bucket.s3.amazonaws.com:443"),
+        ("s3://their.bucket/a/0.tar", "s3.amazonaws.com:443"),
+        ("gs://their_bucket/a/0.tar", "storage.googleapis.com:443"),
+    ],
+)
+def test_strangers_buckets_are_read_without_our_keys(connected, url, host):
+    """s3: and gs: URLs that a stranger chose go to the service itself, not through libraries that know our keys."""
+    for read in (lambda: labels(URLSource(url, trusted=False)), lambda: open_url(url, trusted=False)):
+        with pytest.raises(ShardError, match=f"{url}: cannot be opened: not from here"):
+            read()
+    assert connected == [host, host]
+
+
+@pytest.mark.parametrize("prefix", ["", "file:"])
+def test_strangers_do_not_choose_files_of_ours(tmp_path, prefix):
+    """A path or file: URL that a stranger chose is not opened, but in a network of one's own."""
+    path = prefix + write_shard(tmp_path / "a.tar", digits(2))
+    with pytest.raises(SourceError, match="is a file of this machine, which no stranger chooses"):
+        labels(URLSource(path, trusted=False))
+    assert labels(URLSource(path, trusted=False, allow_private=True)) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "host"),
+    [
+        ({"region": "eu-west-1"}, "bucket.s3.eu-west-1.amazonaws.com:443"),
+        ({"region": "eu-west-1", "bucket": "a.b"}, "s3.eu-west-1.amazonaws.com:443"),
+        ({"endpoint": "https://minio.example.com"}, "minio.example.com:443"),
+        ({"endpoint": "http://minio.example.com:9000/"}, "minio.example.com:9000"),
+        ({"endpoint": "https://example.com/storage/v1/s3", "region": "x"}, "example.com:443"),
+        ({"endpoint": "http://127.0.0.1:9000"}, "127.0.0.1:9000"),
+        ({"endpoint": "http://[::1]:9000"}, "::1:9000"),
+    ],
+)
+def test_strangers_services_are_asked_over_checked_connections(connected, arguments, host):
+    """Whatever the endpoint of a record is, the host that it names is the one that is checked, once."""
+    source = PublicS3Source(**{"bucket": "bucket", "keys": ["0.tar"], **arguments})
+    with pytest.raises(ShardError, match="not from here"):
+        labels(source)
+    assert connected == [host]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"endpoint": "http://127.0.0.1:1\\@93.184.216.34"},
+        {"endpoint": "http://93.184.216.34:80\\@127.0.0.1"},
+        {"endpoint": "http://user@93.184.216.34"},
+        {"endpoint": "http://127.0.0.1:1#@93.184.216.34/"},
+        {"endpoint": "http://127.0.0.1:1?@93.184.216.34"},
+        {"endpoint": "http://["},
+        {"endpoint": "http://[::1/"},
+        {"endpoint": "http:///x"},
+        {"endpoint": "http://h\n/"},
+        {"endpoint": "ftp://h"},
+        {"endpoint": ""},
+        {"region": "evil.com/?"},
+        {"region": "x@evil.com"},
+        {"region": "evil com", "endpoint": "http://93.184.216.34"},
+        {"bucket": "evil.com/"},
+        {"bucket": "x@evil.com"},
+        {"bucket": "arn:aws:s3-outposts:us-west-2:123456789012:outpost/op-1/accesspoint/x"},
+        {"bucket": "arn:aws:s3:us-west-2:123456789012:accesspoint/x"},
+        {"bucket": "b"},
+        {"bucket": ""},
+        {"keys": ["../other/0.tar"]},
+        {"keys": [""]},
+        {"keys": "0.tar"},
+    ],
+)
+def test_addresses_in_s3_that_libraries_could_read_differently(connected, arguments):
+    """What is no plain bucket, key, region or endpoint is refused in words before anybody is asked."""
+    with pytest.raises(SourceError):
+        PublicS3Source(**{"bucket": "bucket", "keys": ["0.tar"], **arguments})
+    if "endpoint" in arguments and "region" not in arguments:
+        with pytest.raises(SourceError, match="an S3 endpoint is"):
+            S3Source("bucket", ["0.tar"], endpoint=arguments["endpoint"])
+    assert connected == []
+
+
+def test_a_service_that_is_two_hosts_is_one(monkeypatch):
+    """A name that resolves to a public address first and to a private one then is connected to at the first."""
+    asked: list[str] = []
+
+    def resolve(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        asked.append(host)
+        return [(2, 1, 6, "", ("127.0.0.1" if len(asked) > 1 else "203.0.114.7", port))]
+
+    class Stop(Exception):
+        pass
+
+    def connect(self: object, host: str, *_: object) -> None:
+        asked.append(host)
+        raise Stop
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr("httpcore.SyncBackend.connect_tcp", connect)
+    with pytest.raises(Stop):
+        labels(PublicS3Source("bucket", ["0.tar"], endpoint="http://rebinding.example.com"))
+    assert asked == ["rebinding.example.com", "203.0.114.7"]
 
 
 def test_s3_sources_are_made_from_urls_and_credentials():

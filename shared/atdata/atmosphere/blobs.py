@@ -16,11 +16,12 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC
 from functools import cache
 from math import inf
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Final
+from tempfile import TemporaryDirectory, gettempdir
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from atdata import network
@@ -28,7 +29,7 @@ from atdata.atmosphere.client import AtmosphereClient
 from atdata.atmosphere.records import Blob
 from atdata.atmosphere.uri import AtUri, BlobUri
 from atdata.cid import generate_cid, raw_cid
-from atdata.errors import NetworkError, NotFoundError, SampleError, ShardError
+from atdata.errors import ArgumentError, ConfigError, NetworkError, NotFoundError, SampleError, ShardError
 from atdata.network import StatusError
 from atdata.shards import iter_samples
 
@@ -48,6 +49,8 @@ __all__ = [
     "release_blobs",
     "stored_blob",
 ]
+
+T = TypeVar("T")
 
 TAR: Final = "application/x-tar"
 # A record of this collection refers to the blobs of a dataset that is not published yet, so that the server serves and
@@ -384,22 +387,59 @@ class PDSBlobStore:
         progress bar. Raises SampleError for a sample that alone is too large, LoginError before login, ShardError when
         the dataset cannot be read, RateLimitError and NetworkError.
         """
-        stored = self.upload(ds, prefix=prefix, maxcount=maxcount, maxsize=maxsize)
-        hold_blobs(self.client, prefix, [one.blob for one in stored])
-        return [str(BlobUri(self.client.did, one.blob.cid)) for one in stored]
 
-    def upload(
-        self, ds: Dataset[Any], *, prefix: str, maxcount: int = 10_000, maxsize: float = 50e6
-    ) -> list[StoredBlob]:
-        """As `write_shards`, for whoever publishes the blobs at once: they are not served yet, nor kept for long."""
+        def hold(stored: Sequence[StoredBlob]) -> list[str]:
+            hold_blobs(self.client, prefix, [one.blob for one in stored])
+            return [str(BlobUri(self.client.did, one.blob.cid)) for one in stored]
+
+        return self.store(ds, hold, prefix=prefix, maxcount=maxcount, maxsize=maxsize)
+
+    def store(
+        self,
+        ds: Dataset[Any],
+        refer: Callable[[Sequence[StoredBlob]], T],
+        *,
+        prefix: str,
+        maxcount: int = 10_000,
+        maxsize: float = 50e6,
+    ) -> T:
+        """As `write_shards`, and what *refer* returns, which writes the record that refers to the blobs.
+
+        When the server refuses it because a blob is gone (uploading took long, or the dataset of an earlier run was
+        deleted), nothing is believed of earlier runs any more, and the shards are uploaded once more.
+        """
+        stored = self._upload_all(ds, prefix, maxcount, maxsize)
+        try:
+            return refer(stored)
+        except StatusError as e:
+            if e.error != "BlobNotFound":
+                raise
+        forget_blobs(self.client, [one.blob for one in stored])
+        return refer(self._upload_all(ds, prefix, maxcount, maxsize))
+
+    def _upload_all(self, ds: Dataset[Any], prefix: str, maxcount: int, maxsize: float) -> list[StoredBlob]:
+        """The blobs of *ds*, which are not served yet, nor kept for long."""
         self.client.pds_of()  # raises before anything is packed
+        for name, value in (("maxcount", maxcount), ("maxsize", maxsize)):
+            if not isinstance(value, int | float):
+                raise ArgumentError(f"{name} is a number, not {value!r}; write maxsize=50e6 for 50 MB")
         if maxcount < 1:
             raise ValueError(f"a shard holds at least 1 sample, not {maxcount}")
         limits = _Limits(maxcount, maxsize)
         uploaded: list[StoredBlob] = []
-        with TemporaryDirectory(prefix="atdata-") as folder, _progress(prefix) as advance:
-            for shard in _pack(_packed(ds), Path(folder), prefix, limits):
-                uploaded += self._put(shard, limits, advance)
+        try:
+            with TemporaryDirectory(prefix="atdata-") as folder, _progress(prefix) as advance:
+                for shard in _pack(_packed(ds), Path(folder), prefix, limits):
+                    uploaded += self._put(shard, limits, advance)
+        except OSError as e:
+            if e.errno not in (ENOSPC, EDQUOT):
+                raise
+            raise ConfigError(
+                f"no space is left in {gettempdir()}, where each shard is packed before it is uploaded; set TMPDIR to "
+                f"a folder with room for {2 * maxsize:,.0f} bytes, or lower maxsize"
+            ) from e
+        if not uploaded:
+            raise ShardError(prefix, "the dataset has no samples; there is nothing to publish")
         return uploaded
 
     def _put(self, shard: _Shard, limits: _Limits, advance: Callable[[int], object]) -> Iterator[StoredBlob]:
@@ -446,7 +486,7 @@ class PDSBlobStore:
             warnings.warn(
                 f"{shard.name}: {self.client.pds_of()} refuses {shard.size:,} bytes; halved, and from now on shards "
                 f"have at most {limits.aim:,.0f}: give maxsize to know beforehand",
-                stacklevel=5,
+                stacklevel=6,
             )
             return None
         stored = StoredBlob(read_blob(answer), shard.samples, time.time())
@@ -504,7 +544,7 @@ def _blob_uri(url: str) -> BlobUri:
 
 @contextmanager
 def _progress(prefix: str) -> Iterator[Callable[[int], object]]:
-    """A bar of the bytes that were uploaded, unless `ATDATA_NO_PROGRESS` says otherwise."""
+    """A bar of the bytes that were uploaded, unless `ATDATA_NO_PROGRESS` is set to something else than "" and 0."""
     from tqdm import tqdm
 
     is_hidden = os.environ.get("ATDATA_NO_PROGRESS", "0") not in ("", "0")

@@ -22,6 +22,7 @@ from atdata.atmosphere import records
 from atdata.atmosphere.records import Reading
 from atdata.atmosphere.uri import AtUri
 from atdata.errors import (
+    ArgumentError,
     LoginError,
     MissingExtraError,
     NetworkError,
@@ -29,6 +30,8 @@ from atdata.errors import (
     RateLimitError,
     RecordError,
     UriError,
+    how_to_install,
+    redacted,
 )
 from atdata.network import DidNotFoundError, DidResolver, Identity, StatusError
 from atdata.sources import BlobSource
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     from atproto_client import Client  # type: ignore[import-untyped]
     from atproto_client.exceptions import RateLimitExceededError  # type: ignore[import-untyped]
 
-__all__ = ["AtmosphereClient", "StoredRecord"]
+__all__ = ["AtmosphereClient", "StoredRecord", "check_blob"]
 
 # Accounts under .bsky.social log in here, whichever of its servers they are on.
 _ENTRYWAY: Final = "https://bsky.social"
@@ -54,6 +57,8 @@ _PAGE: Final = 100
 _MAX_ANSWER: Final = 32 << 20
 _ANSWER_SECONDS: Final = 120.0
 _MAX_PAGES: Final = 10_000
+# Of all pages together: some hundred thousand records.
+_MAX_LISTING: Final = 256 << 20
 
 
 class StoredRecord(dict[str, Any]):
@@ -133,11 +138,14 @@ class AtmosphereClient:
         Raises LoginError when the server does not let us in, NotFoundError for a handle that leads to no account, and
         NetworkError when the server does not answer.
         """
+        if not isinstance(handle, str) or not isinstance(app_password, str):
+            missing = "the handle" if not isinstance(handle, str) else "the app password"
+            raise LoginError(f"{missing} is no text; is the variable set that it comes from?")
         handle = handle.strip().removeprefix("@")
         if not handle or not app_password:
             raise LoginError("give a handle and an app password; a server asks for both")
-        pds = self._base_url or self._find_pds(handle)
-        sdk = self._connect(pds)
+        pds, is_trusted = (self._base_url, True) if self._base_url else self._find_pds(handle)
+        sdk = self._connect(pds, is_trusted)
         _retrying(
             f"{pds}: login of {handle}",
             lambda: sdk.login(handle, app_password, fetch_bsky_profile=False),
@@ -201,17 +209,19 @@ class AtmosphereClient:
             raise LoginError("nobody is logged in; call login(handle, app_password) or login_with_session(session)")
         return self._account
 
-    def _connect(self, pds: str) -> Client:
+    def _connect(self, pds: str, is_trusted: bool = True) -> Client:
         try:
             import httpx
             from atproto_client import Client
             from atproto_client.request import Request  # type: ignore[import-untyped]
         except ImportError as e:
             raise MissingExtraError(
-                f"logging in needs the AT Protocol SDK ({e.name}): pip install 'atdata-network[atmosphere]'"
+                f"logging in needs the AT Protocol SDK ({e.name}): {how_to_install('atmosphere')}"
             ) from None
 
-        request = Request(timeout=httpx.Timeout(60, connect=10))
+        # The server of a handle is what its DNS and its DID document say: strangers' words until somebody is let in.
+        transport = None if is_trusted else network.guarded_transport()
+        request = Request(timeout=httpx.Timeout(60, connect=10), transport=transport)
         sdk = Client(pds, request=request)
         # Weakly, lest the connections, which are closed when the client goes, keep it.
         weak = weakref.ref(self)
@@ -227,7 +237,7 @@ class AtmosphereClient:
 
     def __repr__(self) -> str:
         who = self._account.handle if self._account else "not logged in"
-        return f"AtmosphereClient({self._base_url or 'any server'}, {who})"
+        return f"AtmosphereClient({redacted(self._base_url or 'any server')}, {who})"
 
     # --- Accounts
 
@@ -249,7 +259,16 @@ class AtmosphereClient:
             raise UriError(f"{repo[:200]!r} is neither a handle such as alice.example.com nor a DID")
         if self._account is not None and handle == self._account.handle.lower():
             return self._account.did
-        did = self._ask_own_server(handle) or _by_dns(handle) or self._by_https(handle)
+        did = self._ask_own_server(handle)
+        unreached = None
+        if did is None:
+            try:
+                did = _by_dns(handle)
+            except NetworkError as e:
+                unreached = e
+        did = did or self._by_https(handle)
+        if did is None and unreached is not None:
+            raise unreached
         if did is None:
             raise NotFoundError(
                 f"{handle}: no account has this handle: there is no DNS record _atproto.{handle}, and nothing at "
@@ -283,13 +302,10 @@ class AtmosphereClient:
         """Whether strangers may name hosts of private networks: the operator says so, or runs the directory."""
         return self._resolver.trusts_private_hosts
 
-    def _find_pds(self, name: str) -> str:
+    def _find_pds(self, name: str) -> tuple[str, bool]:
         if "@" in name or name.lower().endswith(".bsky.social"):
-            return _ENTRYWAY
-        pds, is_trusted = self.server_of(self.resolve_repo(name))
-        if not is_trusted:
-            network.check_public(pds)
-        return pds
+            return _ENTRYWAY, True
+        return self.server_of(self.resolve_repo(name))
 
     def _ask_own_server(self, handle: str) -> str | None:
         # First, for handles of test networks and new accounts are not in the DNS.
@@ -308,10 +324,10 @@ class AtmosphereClient:
         return did if isinstance(did, str) and syntax.is_did(did) else None
 
     def _by_https(self, handle: str) -> str | None:
+        url = f"https://{handle}/.well-known/atproto-did"
         try:
-            url = f"https://{handle}/.well-known/atproto-did"
-            with network.open_response(url, trusted=self._resolver.trusts_private_hosts) as response:
-                text = next(response.iter_raw(2048), b"").decode().strip()
+            trusted = self._resolver.trusts_private_hosts
+            text = network.get_bytes(url, trusted=trusted, limit=4096, follow_redirects=True).decode().strip()
         except (NetworkError, UnicodeDecodeError):
             return None
         return text if syntax.is_did(text) else None
@@ -347,7 +363,8 @@ class AtmosphereClient:
 
         >>> for label in client.list_records("ac.foundation.dataset.label"): ...
 
-        Pages through to the end. Raises NotFoundError for an account that is not there, and NetworkError.
+        Pages through to the end. Raises NotFoundError for an account that is not there, and NetworkError, also for a
+        server that sends more than 256 MiB.
         """
         return list(self.iter_records(collection, repo))
 
@@ -356,11 +373,13 @@ class AtmosphereClient:
         if not syntax.is_nsid(collection):
             raise UriError(f"{collection[:200]!r} is no collection such as {nsid.DATASET}")
         did = self.resolve_repo(repo)
+        where = f"at://{did}/{collection}"
         cursors: set[str] = set()
         position: dict[str, str] = {}
-        for _ in range(_MAX_PAGES):
+        size = 0
+        while True:
             try:
-                page = self._query(
+                page, length = self._ask(
                     "com.atproto.repo.listRecords", did, repo=did, collection=collection, limit=str(_PAGE), **position
                 )
             except StatusError as e:
@@ -369,17 +388,19 @@ class AtmosphereClient:
                 raise
             items = page.get("records") if isinstance(page, dict) else None
             if not isinstance(items, list):
-                raise NetworkError(f"at://{did}/{collection}: the server answers without records")
+                raise NetworkError(f"{where}: the server answers without records")
+            size += length
+            if len(items) > _PAGE or size > _MAX_LISTING or len(cursors) == _MAX_PAGES:
+                raise NetworkError(f"{where}: the server goes on and on; {len(items)} records in its last answer")
             for item in items:
                 if (record := _stored(item, did, collection)) is not None:
                     yield record
             cursor = page.get("cursor")
-            # Some servers give a cursor with the last page, too; none may lead in a circle.
-            if not items or not isinstance(cursor, str) or cursor in cursors:
+            # Some servers give a cursor with the last page, too, or an empty one; none may lead in a circle.
+            if not items or not isinstance(cursor, str) or not cursor or cursor in cursors:
                 return
             cursors.add(cursor)
             position = {"cursor": cursor}
-        raise NetworkError(f"at://{did}/{collection}: more than {_MAX_PAGES * _PAGE:,} records")
 
     def get_blob(self, did: str, cid: str) -> bytes:
         """The bytes of a blob in the repository of *did*, checked against *cid*.
@@ -402,19 +423,21 @@ class AtmosphereClient:
 
     def _query(self, method: str, did: str, **parameters: str) -> Any:
         """What the server of *did* answers to a query."""
+        return self._ask(method, did, **parameters)[0]
+
+    def _ask(self, method: str, did: str, **parameters: str) -> tuple[Any, int]:
+        """The same, and how many bytes it is."""
         pds, is_trusted = self.server_of(did)
+        url = f"{pds}/xrpc/{method}"
         try:
-            return network.get_json(
-                f"{pds}/xrpc/{method}",
-                trusted=is_trusted,
-                params=parameters,
-                limit=_MAX_ANSWER,
-                seconds=_ANSWER_SECONDS,
+            body = network.get_bytes(
+                url, trusted=is_trusted, params=parameters, limit=_MAX_ANSWER, seconds=_ANSWER_SECONDS
             )
         except StatusError as e:
             if e.status == 429:
                 raise RateLimitError(f"{pds}: too many requests; try again in some minutes") from e
             raise
+        return network.parse_json(url, body), len(body)
 
     # --- Writing
 
@@ -482,6 +505,7 @@ class AtmosphereClient:
         bytes that were sent, a negative one when they have to be sent again. Raises StatusError with status 413 when it
         is too large for the server, LoginError, RateLimitError and NetworkError.
         """
+        check_blob("data", data)
         size = data.stat().st_size if isinstance(data, Path) else len(data)
         sent = 0
 
@@ -554,13 +578,27 @@ class AtmosphereClient:
         pds = self._need_account().pds
         sdk = self._sdk
         assert sdk is not None
-        answer = _retrying(
-            f"{pds}/xrpc/{method}",
-            lambda: sdk.invoke_procedure(method, content=content(), headers=headers).content,
-            is_done=is_done,
-        )
+
+        def call() -> Any:
+            return sdk.invoke_procedure(method, content=content(), headers=headers).content
+
+        answer = _retrying(f"{pds}/xrpc/{method}", lambda: _renewing(sdk, call), is_done=is_done)
         # deleteRecord may answer with nothing.
         return answer if isinstance(answer, Mapping) else {}
+
+
+def _renewing(sdk: Client, call: Callable[[], Any]) -> Any:
+    """What *call* returns, with new tokens if the server says that the ones we have are too old."""
+    from atproto_client.exceptions import RequestErrorBase
+
+    try:
+        return call()
+    except RequestErrorBase as e:
+        # The SDK renews tokens by the clock of this machine, which may be slow; servers may end them early as well.
+        if _error_name(e) != "ExpiredToken":
+            raise
+    sdk._refresh_and_set_session()
+    return call()
 
 
 def _refuse_float(text: str) -> None:
@@ -580,6 +618,13 @@ def _stored(item: Any, did: str, collection: str) -> StoredRecord | None:
     return StoredRecord(value if isinstance(value, dict) else {}, str(parsed), str(item.get("cid") or ""))
 
 
+def check_blob(name: str, data: object) -> None:
+    """Raise ArgumentError when *data* is neither bytes nor the path of a file."""
+    if not isinstance(data, bytes | Path):
+        advice = "pathlib.Path(…) for a file" if isinstance(data, str) else "bytes, as buffer.getvalue() gives them"
+        raise ArgumentError(f"{name} is bytes or a pathlib.Path, not {type(data).__name__}; give {advice}")
+
+
 def _pieces(data: bytes | Path) -> Iterator[bytes]:
     if isinstance(data, Path):
         with data.open("rb") as file:
@@ -591,6 +636,7 @@ def _pieces(data: bytes | Path) -> Iterator[bytes]:
 
 
 def _by_dns(handle: str) -> str | None:
+    """The DID in the DNS; None when there is none, NetworkError when the DNS does not answer."""
     try:
         import dns.exception
         import dns.resolver
@@ -598,8 +644,14 @@ def _by_dns(handle: str) -> str | None:
         return None
     try:
         answer = dns.resolver.resolve(f"_atproto.{handle}", "TXT", lifetime=5)
-    except (dns.exception.DNSException, OSError):
-        return None
+    except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer, dns.resolver.YXDOMAIN):
+        return None  # that is what the DNS says, while other errors are that it says nothing
+    except (dns.exception.DNSException, OSError) as e:
+        problem = str(e)[:200] or type(e).__name__
+        raise NetworkError(
+            f"{handle}: could not be looked up, neither in the DNS ({problem}) nor at https://{handle}/; check the "
+            "connection of this machine to the internet"
+        ) from None
     texts = [b"".join(record.strings).decode(errors="replace") for record in answer if hasattr(record, "strings")]
     found = {text[4:] for text in texts if text.startswith("did=") and syntax.is_did(text[4:])}
     # Two answers are none: https://atproto.com/specs/handle#dns-txt-method
@@ -650,7 +702,6 @@ def _read_failure(name: str, error: Exception) -> _Failure:
     """What an exception of the SDK or of httpx means."""
     import httpx
     from atproto_client import exceptions
-    from atproto_client.models.common import XrpcError  # type: ignore[import-untyped]
 
     response = getattr(error, "response", None)
     if isinstance(error, exceptions.LoginRequiredError):
@@ -662,8 +713,7 @@ def _read_failure(name: str, error: Exception) -> _Failure:
         if isinstance(cause, httpx.TransportError) and not isinstance(cause, httpx.UnsupportedProtocol):
             return _Failure(NetworkError(f"{name}: {problem}; check the address, and that the server is up"), True)
         return _Failure(NetworkError(f"{name}: is not answered as the protocol says: {problem}"))
-    said = response.content
-    code, message = (said.error, said.message) if isinstance(said, XrpcError) else (None, None)
+    code, message = _error_name(error), getattr(response.content, "message", None)
     if code in ("ExpiredToken", "InvalidToken"):
         return _Failure(LoginError(f"{name}: the session has expired; log in again"))
     if code == "AuthFactorTokenRequired":
@@ -678,12 +728,25 @@ def _read_failure(name: str, error: Exception) -> _Failure:
     return _Failure(StatusError(name, status, code, message), status in _RETRIED)
 
 
+def _error_name(error: Exception) -> str | None:
+    """The error of XRPC that an exception of the SDK is about."""
+    from atproto_client.models.common import XrpcError  # type: ignore[import-untyped]
+
+    said = getattr(getattr(error, "response", None), "content", None)
+    return str(said.error) if isinstance(said, XrpcError) else None
+
+
 def _asked_wait(error: RateLimitExceededError, now: float) -> float:
     """The seconds until the server takes requests again: by Retry-After, else by ratelimit-reset, an instant."""
-    if error.retry_after is not None:
-        return float(error.retry_after)
+    try:
+        if error.retry_after is not None:
+            return float(error.retry_after)
+        if error.reset_at is not None:
+            return max(1.0, float(error.reset_at.timestamp()) - now)
+    except (ValueError, OverflowError, OSError):  # an instant that no clock will show
+        pass
     # A server that does not say is asked again after a while.
-    return 10.0 if error.reset_at is None else max(1.0, float(error.reset_at.timestamp()) - now)
+    return 10.0
 
 
 def _backoff(attempt: int) -> float:

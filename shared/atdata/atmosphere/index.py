@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from atdata.atmosphere.blobs import PDSBlobStore, forget_blobs
+from atdata.atmosphere.blobs import PDSBlobStore
 from atdata.atmosphere.client import AtmosphereClient, StoredRecord
 from atdata.atmosphere.load import DatasetLoader, SchemaLoader, data_urls, metadata_of
-from atdata.atmosphere.publish import DatasetPublisher, SchemaPublisher
+from atdata.atmosphere.publish import DatasetPublisher, SchemaPublisher, check_dataset
 from atdata.atmosphere.records import DatasetRecord
-from atdata.errors import RecordError
-from atdata.network import StatusError
+from atdata.errors import ArgumentError, RecordError, UriError
 from atdata.sample import PackableSample
 from atdata.schema import schema_to_type
 
@@ -128,6 +127,10 @@ class AtmosphereIndex:
     """
 
     def __init__(self, client: AtmosphereClient, data_store: AbstractDataStore | None = None) -> None:
+        for name, value in (("client", client), ("data_store", data_store)):
+            if isinstance(value, type):
+                made = "AtmosphereClient()" if name == "client" else f"{value.__name__}(client)"
+                raise ArgumentError(f"{name} is the class {value.__name__}; give an instance of it: {made}")
         self.client = client
         self.data_store = data_store
 
@@ -155,7 +158,7 @@ class AtmosphereIndex:
         return SchemaLoader(self.client).get(ref)
 
     def list_schemas(self, repo: str | None = None) -> list[StoredRecord]:
-        """The schemas of *repo*, a handle or a DID, else our own; each with its members as items.
+        """The schemas of *repo*, a handle or a DID, else our own, the newest first; each with its members as items.
 
         >>> [f"{schema['name']} v{schema['version']}" for schema in index.list_schemas()]
         """
@@ -197,7 +200,15 @@ class AtmosphereIndex:
         Without *schema_ref*, the schema of its type is published, unless an equal one was before. Run again after an
         interruption, shards that are uploaded already are not uploaded again. Raises as `DatasetPublisher.publish` and
         `PDSBlobStore.write_shards` do.
+
+        Each call makes a new record, with a warning when there is one of this name. To update a dataset, publish the
+        new one and point a label at it, which is what `@handle/name` then loads; the old one stays until it is deleted:
+
+        >>> entry = index.insert_dataset(better, name="digits-2")
+        >>> LabelPublisher(client).publish(name="digits", dataset_uri=entry.uri, version="2.0.0")
+        >>> client.delete_record(old.uri)
         """
+        check_dataset(ds)
         publisher = DatasetPublisher(self.client)
         about: dict[str, Any] = {
             "name": name,
@@ -213,20 +224,18 @@ class AtmosphereIndex:
         if not isinstance(self.data_store, PDSBlobStore):
             urls = self.data_store.write_shards(ds, prefix=name)
             return self.get_dataset(publisher.publish_with_urls(urls, schema_uri, **about))
-        stored = self.data_store.upload(ds, prefix=name)
-        try:
-            uri = publisher.publish_uploaded(stored, schema_uri, **about)
-        except StatusError as e:
-            if e.error != "BlobNotFound":
-                raise
-            # The server has forgotten what it had: uploading took long, or an earlier run was a while ago.
-            forget_blobs(self.client, [one.blob for one in stored])
-            stored = self.data_store.upload(ds, prefix=name)
-            uri = publisher.publish_uploaded(stored, schema_uri, **about)
+        publisher.warn_of_namesakes(name)
+        uri = self.data_store.store(
+            ds, lambda stored: publisher.publish_uploaded(stored, schema_uri, **about), prefix=name
+        )
         return self.get_dataset(uri)
 
     def get_dataset(self, ref: str) -> DatasetEntry:
         """The dataset at *ref*, an AT URI. Raises NotFoundError when there is none, UriError and NetworkError."""
+        if isinstance(ref, str) and ref.startswith("@"):
+            raise UriError(
+                f"{ref[:200]!r} is no AT URI; atdata.load_dataset({ref[:200]!r}) loads a dataset by its name"
+            )
         return DatasetEntry(DatasetLoader(self.client).get(ref))
 
     def list_datasets(self, repo: str | None = None) -> list[DatasetEntry]:
@@ -237,7 +246,7 @@ class AtmosphereIndex:
 
         Raises NotFoundError for an account that is not there, LoginError without *repo* before login, and NetworkError.
         """
-        return [DatasetEntry(stored) for stored in DatasetLoader(self.client).iter_all(repo)]
+        return [DatasetEntry(stored) for stored in DatasetLoader(self.client).list_all(repo)]
 
     @property
     def datasets(self) -> Iterator[DatasetEntry]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
@@ -15,7 +14,6 @@ from atdata.atmosphere.records import (
     DatasetRecord,
     LabelRecord,
     LensRecord,
-    SchemaRecord,
     Storage,
     StorageBlobs,
     StorageExternal,
@@ -27,10 +25,9 @@ from atdata.atmosphere.uri import AtUri, BlobUri
 from atdata.errors import NotFoundError, RecordError, SampleError, SourceError, UriError
 from atdata.nsid import Kind
 from atdata.protocols import DataSource
-from atdata.sources import S3Source, URLSource, expand, scheme_of
+from atdata.sources import PublicS3Source, S3Source, URLSource, expand, literal, scheme_of
 
 if TYPE_CHECKING:
-    from atdata.atmosphere.index import AtmosphereIndex
     from atdata.dataset import Dataset
 
 __all__ = ["DatasetLoader", "LabelLoader", "LensLoader", "SchemaLoader", "data_urls", "metadata_of", "resolve_path"]
@@ -64,17 +61,26 @@ class _Loader:
         return self.client.get_record(parsed)
 
     def list_all(self, repo: str | None = None) -> list[StoredRecord]:
-        """All such records of *repo*, a handle or a DID, else our own; the newest first.
+        """All such records of *repo*, a handle or a DID, else our own; the newest first, as they say themselves.
 
         A record that is odd is among them: its `problems` say what is wrong. Raises NotFoundError for an account that
         is not there, LoginError without *repo* before login, and NetworkError.
         """
-        return list(self.iter_all(repo))
+        return sorted(self.iter_all(repo), key=_age, reverse=True)
 
     def iter_all(self, repo: str | None = None) -> Iterator[StoredRecord]:
-        """The same, page by page as they are asked for."""
+        """The same, page by page as they are asked for: one collection after the other, by record key."""
         for collection in _COLLECTIONS[self._kind]:
             yield from self.client.iter_records(collection, repo)
+
+
+_LONG_AGO: Final = datetime(1, 1, 1, tzinfo=UTC)
+
+
+def _age(record: StoredRecord) -> tuple[datetime, str]:
+    """When a record was made, by its own word, and its key, which is a TID for most, where the word is the same."""
+    value = record.reading.value
+    return (value.created_at if value is not None else None) or _LONG_AGO, AtUri.parse(record.uri).rkey
 
 
 class SchemaLoader(_Loader):
@@ -145,12 +151,14 @@ class LabelLoader(_Loader):
             versions = sorted({label.version for _, label in named if label.version})
             wanted = name if version is None else f"{name}@{version}"
             there = f"; it has {', '.join(versions[:20])}" if versions else ""
+            if not named:
+                names = sorted(
+                    {one.name for found in self.iter_all(repo) if isinstance(one := found.reading.value, LabelRecord)}
+                )
+                there = f"; its labels are {', '.join(names[:20])}" if names else "; it has no labels"
             raise NotFoundError(f"{repo} has no label {wanted}{there}")
-        _, newest = max(fitting, key=lambda pair: (pair[1].created_at or _LONG_AGO, pair[0].uri))
+        _, newest = max(fitting, key=lambda pair: _age(pair[0]))
         return newest.dataset_uri
-
-
-_LONG_AGO: Final = datetime(1, 1, 1, tzinfo=UTC)
 
 
 class DatasetLoader(_Loader):
@@ -213,10 +221,10 @@ class DatasetLoader(_Loader):
 
         >>> loader.to_dataset("at://did:plc:abc/ac.foundation.dataset.record/xyz", ImageSample)
 
-        Blobs and checksums are verified while they are read. Addresses in records of others are strangers': files of
-        this machine and hosts of private networks are refused, unless `ATDATA_ALLOW_PRIVATE_HOSTS=1` or a directory on
-        this machine says that one is in a network of one's own. Raises RecordError and SourceError, ValueErrors both,
-        for storage that cannot be read.
+        Blobs and checksums are verified while they are read. Addresses in records of others are strangers': our keys
+        are never used for them, and files of this machine and hosts of private networks are refused, unless
+        `ATDATA_ALLOW_PRIVATE_HOSTS=1` or a directory on this machine says that one is in a network of one's own. Raises
+        RecordError and SourceError, ValueErrors both, for storage that cannot be read.
         """
         from atdata.dataset import Dataset
 
@@ -229,35 +237,34 @@ class DatasetLoader(_Loader):
         did = AtUri.parse(record.uri).authority
         is_own = self.client.is_authenticated and did == self.client.did
         # Also in a network of one's own, where whoever may publish is known.
-        is_trusted = is_own or self.client.trusts_private_hosts
+        allow_private = is_own or self.client.trusts_private_hosts
         match storage:
             case StorageBlobs(blobs):
                 return self.client.blob_source([{"did": did, "cid": blob.cid} for blob in blobs])
             case StorageExternal(urls):
-                return self._at_urls(record.uri, urls, is_trusted)
+                return self._at_urls(record.uri, urls, is_own, allow_private)
             case StorageHttp(shards):
                 urls = tuple(shard.url for shard in shards)
                 _check_schemes(record.uri, urls, {"http", "https"})
                 checksums = {shard.url: shard.checksum for shard in shards if shard.checksum is not None}
-                return URLSource([_literal(url) for url in urls], checksums=checksums, trusted=is_trusted)
-            case StorageS3():
-                keys = {f"s3://{storage.bucket}/{shard.key}": shard.checksum for shard in storage.shards}
-                return S3Source(
-                    storage.bucket,
-                    [shard.key for shard in storage.shards],
-                    endpoint=storage.endpoint,
-                    region=storage.region,
-                    checksums={shard_id: checksum for shard_id, checksum in keys.items() if checksum is not None},
-                    trusted=is_trusted,
+                return URLSource(
+                    [literal(url) for url in urls], checksums=checksums, trusted=is_own, allow_private=allow_private
                 )
+            case StorageS3(bucket, objects, region, endpoint):
+                checksums = {f"s3://{bucket}/{one.key}": one.checksum for one in objects if one.checksum is not None}
+                keys = [one.key for one in objects]
+                endpoint, region = endpoint or None, region or None
+                if is_own:
+                    return S3Source(bucket, keys, endpoint, region=region, checksums=checksums)
+                return PublicS3Source(bucket, keys, endpoint, region, checksums=checksums, allow_private=allow_private)
 
-    def _at_urls(self, uri: str, urls: tuple[str, ...], is_trusted: bool) -> DataSource:
-        shards = [one for url in urls for one in expand(url)]
-        if not is_trusted:
+    def _at_urls(self, uri: str, urls: tuple[str, ...], is_own: bool, allow_private: bool) -> DataSource:
+        shards = expand(*urls)
+        if not allow_private:
             _check_schemes(uri, shards, {"http", "https", "s3", "gs", "at"})
         if shards and all(shard.startswith("at://") for shard in shards):
             return self.client.blob_source([{"did": one.did, "cid": one.cid} for one in map(BlobUri.parse, shards)])
-        return URLSource(list(urls), trusted=is_trusted)
+        return URLSource(urls, trusted=is_own, allow_private=allow_private)
 
     def _blobs(self, uri: str | AtUri) -> tuple[StoredRecord, tuple[Blob, ...]]:
         record = self.get(uri)
@@ -301,11 +308,6 @@ def _check_schemes(uri: str, urls: tuple[str, ...] | list[str], allowed: set[str
             )
 
 
-def _literal(url: str) -> str:
-    """*url* such that brace notation takes it as it is."""
-    return re.sub(r"([\\{},])", r"\\\1", url) if "{" in url or "}" in url else url
-
-
 def data_urls(record: StoredRecord) -> list[str]:
     """Where the shards of a dataset record are, as it says; of blobs, AT URIs. Never raises."""
     value = record.reading.value
@@ -334,21 +336,20 @@ def metadata_of(record: StoredRecord) -> dict[str, Any] | None:
 # --- Paths
 
 
-def resolve_path(path: str, *, index: AtmosphereIndex | None = None) -> tuple[DataSource, SchemaRecord | None, str]:
-    """The shards, the schema and the AT URI of the dataset at *path*.
+def resolve_path(path: str, client: AtmosphereClient) -> tuple[DataSource, str | None]:
+    """The shards of the dataset at *path*, and the AT URI of its schema.
 
-    >>> source, schema, uri = resolve_path("@alice.example.com/digits@1.2.0")
+    >>> source, schema_ref = resolve_path("@alice.example.com/digits@1.2.0", AtmosphereClient())
 
     *path* is the AT URI of a dataset, of a label or of a blob, which has no schema, or `@handle/name` with an optional
     `@version`: the newest label of this name, else the newest dataset. Raises NotFoundError, a LookupError, when there
     is none, UriError, a ValueError, for another path, and as `DatasetLoader.to_dataset` does.
     """
-    client = AtmosphereClient() if index is None else index.client
     if path.startswith("@"):
         uri = _named(client, path)
     elif path.startswith("at://") and path.split("/")[3:4] == ["blob"]:
         blob = BlobUri.parse(path)
-        return client.blob_source([{"did": blob.did, "cid": blob.cid}]), None, path
+        return client.blob_source([{"did": blob.did, "cid": blob.cid}]), None
     else:
         uri = path
     parsed = AtUri.parse(uri)
@@ -360,11 +361,7 @@ def resolve_path(path: str, *, index: AtmosphereIndex | None = None) -> tuple[Da
     source = loader.source(record)
     dataset = record.reading.value
     assert isinstance(dataset, DatasetRecord)
-    try:
-        schema = SchemaLoader(client).get(dataset.schema_ref).reading.value
-    except (NotFoundError, UriError) as e:
-        raise type(e)(f"{record.uri}: its schema cannot be read: {e}") from None
-    return source, schema if isinstance(schema, SchemaRecord) else None, record.uri
+    return source, dataset.schema_ref
 
 
 def _named(client: AtmosphereClient, path: str) -> str:
@@ -377,11 +374,7 @@ def _named(client: AtmosphereClient, path: str) -> str:
     except NotFoundError:
         if version:
             raise
-    found = [
-        (dataset.created_at or _LONG_AGO, record.uri)
-        for record in DatasetLoader(client).iter_all(repo)
-        if isinstance(dataset := record.reading.value, DatasetRecord) and dataset.name == name
-    ]
-    if not found:
-        raise NotFoundError(f"{repo} has neither label nor dataset {name!r}; list_datasets({repo!r}) says what it has")
-    return max(found)[1]
+    for record in DatasetLoader(client).list_all(repo):
+        if isinstance(dataset := record.reading.value, DatasetRecord) and dataset.name == name:
+            return record.uri
+    raise NotFoundError(f"{repo} has neither label nor dataset {name!r}; list_datasets({repo!r}) says what it has")

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any, Final, Literal
 
 from atdata import nsid, syntax
@@ -831,8 +832,11 @@ def _read_json_schema(notes: _Notes) -> tuple[Field, ...]:
     properties = notes.maybe("properties")
     if properties is None:
         return ()
+    if len(properties.members) > _MAX_ITEMS:
+        notes.add("properties", f"must have at most {_MAX_ITEMS:,} to be read (has {len(properties.members):,})")
     required = {name for _, item, names in notes.each("required") if (name := names.as_text(_, item)) is not None}
-    return tuple(_read_property(properties, name, name in required) for name in properties.members)
+    names = islice(properties.members, _MAX_ITEMS)
+    return tuple(_read_property(properties, name, name in required) for name in names)
 
 
 def _read_property(properties: _Notes, name: str, is_required: bool) -> Field:
@@ -971,9 +975,11 @@ def _read_blob(notes: _Notes) -> Blob:
 def _read_checksum(outer: _Notes) -> Checksum | None:
     notes = outer.maybe("checksum")
     if notes is None:
-        return None
+        # What cannot be read is no promise that there is nothing to check: no reader knows an algorithm without a name.
+        return None if outer.members.get("checksum") is None else Checksum("", "")
     algorithm, digest = notes.required_text("algorithm"), notes.text("digest") or ""
-    return None if algorithm in ("", "none") else Checksum(algorithm, digest)
+    is_placeholder = algorithm == "none" and notes.members.get("digest") in (None, "")
+    return None if is_placeholder else Checksum(algorithm, digest)
 
 
 def _read_lens(notes: _Notes) -> LensRecord:

@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 import click
 
 from atdata import __version__
-from atdata.errors import AtdataError, ConfigError
+from atdata.errors import AtdataError, ConfigError, how_to_install
 
 #: The exit code of a mistake that starting again will not mend, as in sysexits.h.
 EX_CONFIG = 78
@@ -27,7 +27,7 @@ class _Commands(click.Group):
             except ModuleNotFoundError as e:
                 # The bare library lists the services' commands, too: their packages are extras.
                 raise ConfigError(
-                    f"`atdata {cmd_name}` needs the package {e.name!r}: pip install 'atdata-network[all]'"
+                    f"`atdata {cmd_name}` needs the package {e.name!r}: {how_to_install('all')}"
                 ) from None
             assert isinstance(command, click.Command)
             return command
