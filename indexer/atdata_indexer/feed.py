@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,12 @@ class SchemaSummary:
         return cls(schema.name, records.field_summaries(schema))
 
 
+def documents(rows: Iterable[dict[str, Any]], schemas: Iterable[dict[str, Any]]) -> list[Document]:
+    """What the engine is to hold of *rows*, whose schemas are among *schemas*, or unknown."""
+    summaries = {row["uri"]: SchemaSummary.of(row) for row in schemas}
+    return [document(row, summaries.get(row["schema_ref"])) for row in rows]
+
+
 class Feed:
     """Keeps the engine in step. `wake` is to be set whenever the outbox may have grown."""
 
@@ -103,19 +110,18 @@ class Feed:
         uris = {uri for _, uri in entries}
         if REBUILD in uris:
             uris.discard(REBUILD)
-            held = await asyncio.to_thread(lambda: list(self._engine.uris()))
+            held = await asyncio.to_thread(lambda: list(dict(self._engine.stamps())))
             await self._store.feed_all(stale=held)
         rows = await self._store.datasets(list(uris))
         # Many datasets share a schema: it is fetched and read once.
         refs = {row["schema_ref"] for row in rows if row["schema_ref"]}
         schemas = await self._store.schemas(list(refs))
         await asyncio.to_thread(self._feed, uris, rows, schemas)
-        await self._store.fed([id for id, _ in entries])
+        await self._store.fed(entries)
         return len(entries)
 
     def _feed(self, uris: set[str], rows: list[dict[str, Any]], schemas: list[dict[str, Any]]) -> None:
-        summaries = {row["uri"]: SchemaSummary.of(row) for row in schemas}
-        found = [document(row, summaries.get(row["schema_ref"])) for row in rows]
+        found = documents(rows, schemas)
         self._apply(found, list(uris - {doc.uri for doc in found}))
 
     def _apply(self, found: list[Document], gone: list[str]) -> None:

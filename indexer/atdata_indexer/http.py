@@ -28,9 +28,11 @@ import orjson
 from atdata.errors import NetworkError
 
 __all__ = [
+    "Parameters",
     "Refused",
     "Resolve",
     "StatusError",
+    "TooLong",
     "get",
     "get_json",
     "guarded_client",
@@ -43,13 +45,23 @@ __all__ = [
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """The addresses of a host, given its name and a port."""
 
+Parameters = Mapping[str, str | int | Sequence[str]]
+"""The query of a URL; a name with a sequence is repeated for each of its values."""
+
 _TRUSTED: Final = "atdata_trusted"
 _MAX_ADDRESSES: Final = 3
 _MAX_ERROR_BODY: Final = 4096
+# In bytes and seconds: when pieces of a body are handed on.
+_PIECE: Final = 2**16
+_PIECE_DEADLINE: Final = 0.1
 
 
 class Refused(NetworkError):
     """We do not ask this host, or do not accept its answer; asking again changes nothing."""
+
+
+class TooLong(Refused):
+    """The answer is longer than we accept, or says that it will be."""
 
 
 class StatusError(NetworkError):
@@ -95,7 +107,7 @@ async def get(
     url: str,
     *,
     seconds: float,
-    params: Mapping[str, str | int] | None = None,
+    params: Parameters | None = None,
     trusted: bool = False,
 ) -> AsyncIterator[httpx.Response]:
     """The answer to a GET, its body unread. Leaving the block ends the exchange, and so does its *seconds*th second.
@@ -120,9 +132,7 @@ async def get(
         raise
 
 
-async def _send(
-    client: httpx.AsyncClient, url: str, params: Mapping[str, str | int] | None, trusted: bool
-) -> httpx.Response:
+async def _send(client: httpx.AsyncClient, url: str, params: Parameters | None, trusted: bool) -> httpx.Response:
     try:
         if httpx.URL(url).is_relative_url:
             raise Refused(f"{_name(url)}: only https:// URLs are asked")
@@ -139,7 +149,7 @@ async def get_json(
     *,
     limit: int,
     seconds: float,
-    params: Mapping[str, str | int] | None = None,
+    params: Parameters | None = None,
     trusted: bool = False,
 ) -> Any:
     """The JSON at *url*, of at most *limit* bytes. Raises StatusError for other statuses than 2xx, else as `get`."""
@@ -181,7 +191,7 @@ def _retry_after(headers: httpx.Headers, now: float) -> float | None:
 
 
 async def read_limited(response: httpx.Response, limit: int) -> bytes:
-    """The body of *response*. Raises Refused when it is longer than *limit* bytes, without reading on."""
+    """The body of *response*. Raises TooLong when it is longer than *limit* bytes, without reading on."""
     body = bytearray()
     async for piece in iter_limited(response, limit):
         body += piece
@@ -189,17 +199,17 @@ async def read_limited(response: httpx.Response, limit: int) -> bytes:
 
 
 async def iter_limited(response: httpx.Response, limit: int) -> AsyncIterator[bytes]:
-    """The body of *response* in pieces as they arrive. Raises Refused when it is longer than *limit* bytes."""
+    """The body of *response* in pieces as they arrive. Raises TooLong when it is longer than *limit* bytes."""
     if response.headers.get("content-encoding", "identity") != "identity":
         raise Refused(f"{_name(response.url)}: compressed although we asked for identity")
     length = response.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length[:20]) > limit:
-        raise Refused(f"{_name(response.url)}: {length[:20]} bytes, more than the {limit} we accept")
+        raise TooLong(f"{_name(response.url)}: {length[:20]} bytes, more than the {limit} we accept")
     received = 0
     async for piece in response.aiter_raw():
         received += len(piece)
         if received > limit:
-            raise Refused(f"{_name(response.url)}: more than the {limit} bytes we accept")
+            raise TooLong(f"{_name(response.url)}: more than the {limit} bytes we accept")
         yield piece
 
 
@@ -372,11 +382,20 @@ class _Body(httpx.AsyncByteStream):
         self._turn: asyncio.Semaphore | None = turn
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        # A PDS sends each block of a repository in three pieces, and each takes longer on its way through the layers
+        # above than its bytes deserve. So they are joined, unless they come slowly.
+        now = asyncio.get_running_loop().time
+        joined, since = bytearray(), now()
         try:
             async for piece in self._response.aiter_stream():
-                yield piece
+                joined += piece
+                if len(joined) >= _PIECE or now() - since > _PIECE_DEADLINE:
+                    yield bytes(joined)
+                    joined, since = bytearray(), now()
         except Exception as e:
             raise _translated(self._url, e) from e
+        if joined:
+            yield bytes(joined)
 
     async def aclose(self) -> None:
         turn, self._turn = self._turn, None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -59,7 +59,7 @@ class Identity:
 
     did: str
     handle: str | None
-    """Confirmed both ways, in lower case."""
+    """Confirmed both ways, in lower case. None as well where nobody tried to confirm it: see `Resolver.document`."""
     pds: str | None
     """Where the repository is, as `https://host`."""
     signing_key: str | None
@@ -67,7 +67,7 @@ class Identity:
 
 
 class Resolver:
-    """Resolves DIDs, with a handle that was confirmed.
+    """Reads DID documents, and confirms the handles in them.
 
     >>> resolver = Resolver(client, plc_url="https://plc.directory")
     >>> await resolver.resolve("did:plc:z72i7hdynmk6r22z27h6tvur")
@@ -93,12 +93,29 @@ class Resolver:
         self._allow_private = allow_private
         self._dns = dns_resolver
 
-    async def resolve(self, did: str) -> Identity:
-        """The identity behind *did*, looked up anew.
+    async def document(self, did: str) -> Identity:
+        """What the document of *did* says now of its host and key. Its handle is not looked at, and None.
+
+        >>> (await resolver.document("did:plc:z72i7hdynmk6r22z27h6tvur")).handle is None
+        True
 
         Raises DidNotFound when there is none, IdentityError when it is malformed, and NetworkError when the directory
-        or the domain does not answer. A handle that cannot be confirmed, for whatever reason, is None.
+        or the domain does not answer.
         """
+        identity, _ = await self._read(did)
+        return identity
+
+    async def resolve(self, did: str) -> Identity:
+        """As `document`, with the handle if it points back to *did*: DNS may take seconds to say so.
+
+        A handle that cannot be confirmed, for whatever reason, is None.
+        """
+        identity, claimed = await self._read(did)
+        if claimed is None or not await self._is_confirmed(claimed, did):
+            return identity
+        return replace(identity, handle=claimed)
+
+    async def _read(self, did: str) -> tuple[Identity, str | None]:
         url, trusted = self._location(did)
         try:
             document = await get_json(
@@ -109,10 +126,7 @@ class Resolver:
             if e.status in (404, 410):
                 raise DidNotFound(f"{did}: {url} answers {e.status}") from None
             raise
-        claimed = read_document(did, document)
-        if claimed.handle is None or not await self._is_confirmed(claimed.handle, did):
-            return Identity(did, None, claimed.pds, claimed.signing_key)
-        return claimed
+        return read_document(did, document)
 
     def _location(self, did: str) -> tuple[str, bool]:
         """Where the document of *did* is, and whether the operator named that place."""
@@ -188,20 +202,20 @@ class Resolver:
         return body.decode("ascii", "replace").strip()
 
 
-def read_document(did: str, document: Any) -> Identity:
-    """What the DID document of *did* claims, the handle unconfirmed. Raises IdentityError.
+def read_document(did: str, document: Any) -> tuple[Identity, str | None]:
+    """What the DID document of *did* says, and apart from that the handle it claims. Raises IdentityError.
 
     >>> read_document("did:web:example.com", {"id": "did:web:example.com", "alsoKnownAs": ["at://Example.com"]})
-    Identity(did='did:web:example.com', handle='example.com', pds=None, signing_key=None)
+    (Identity(did='did:web:example.com', handle=None, pds=None, signing_key=None), 'example.com')
     """
     if not isinstance(document, dict) or document.get("id") != did:
         raise IdentityError(f"{did[:80]}: the document found there is not of this DID")
     names = (name[5:] for name in _list(document, "alsoKnownAs") if isinstance(name, str) and name.startswith("at://"))
-    handle = next((name.lower() for name in names if syntax.is_handle(name)), None)
+    claimed = next((name.lower() for name in names if syntax.is_handle(name)), None)
     service = _find(document, "service", did, "#atproto_pds")
     is_pds = service.get("type") == "AtprotoPersonalDataServer"
     pds = _origin(service.get("serviceEndpoint")) if is_pds else None
-    return Identity(did, handle, pds, _multikey(_find(document, "verificationMethod", did, "#atproto")))
+    return Identity(did, None, pds, _multikey(_find(document, "verificationMethod", did, "#atproto"))), claimed
 
 
 def _list(document: dict[str, Any], name: str) -> list[Any]:

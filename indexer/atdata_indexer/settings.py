@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from functools import cached_property
+from typing import Literal
 
+from pydantic import Field, field_validator
+
+from atdata import nsid
 from atdata_backend.settings import BackendSettings
 
 
@@ -12,7 +16,23 @@ class IndexerSettings(BackendSettings):
 
     relay: str = Field(
         default="wss://bsky.network",
-        description="Host whose firehose is read: a relay, or a single PDS such as `ws://localhost:2583`.",
+        description="Host whose firehose is read: a relay, or a single PDS such as `ws://localhost:2583`. Of several,"
+        " with commas between them, one is read at a time: the next when it is out of reach.",
+    )
+    source: Literal["firehose", "jetstream"] = Field(
+        default="firehose",
+        description="What events are read from: the relay's `firehose`, or `jetstream`, a fraction of the traffic and"
+        " no proofs. Then each record is shown at once, and proven by its own host a moment later; the relay is only"
+        " asked for repositories.",
+    )
+    jetstream: str = Field(
+        default="wss://jetstream2.us-east.bsky.network",
+        description="Jetstream to read when that is the source; several as for `ATDATA_RELAY`.",
+    )
+    namespaces: str = Field(
+        default=nsid.NAMESPACE,
+        description="Namespaces whose records are kept, with commas between them. `science.alt.dataset` is the other"
+        " one that is understood.",
     )
     plc_url: str = Field(default="https://plc.directory", description="Directory of did:plc documents.")
     handle_resolver: str | None = Field(
@@ -34,3 +54,31 @@ class IndexerSettings(BackendSettings):
         ge=0,
         description="Room for what could not be understood; once it is full, such input is only counted.",
     )
+
+    @field_validator("namespaces")
+    @classmethod
+    def _are_known(cls, value: str) -> str:
+        known = (nsid.NAMESPACE, nsid.SUCCESSOR)
+        for name in _list(value):
+            if name not in known:
+                raise ValueError(f"{name!r} is not one of {', '.join(known)}")
+        return value
+
+    @cached_property
+    def relays(self) -> tuple[str, ...]:
+        """The hosts of `relay`."""
+        return _list(self.relay)
+
+    @cached_property
+    def jetstreams(self) -> tuple[str, ...]:
+        """The hosts of `jetstream`."""
+        return _list(self.jetstream)
+
+    @cached_property
+    def prefixes(self) -> tuple[str, ...]:
+        """What the collections of `namespaces` start with."""
+        return tuple(f"{name}." for name in _list(self.namespaces))
+
+
+def _list(value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())

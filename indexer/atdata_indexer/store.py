@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, LiteralString, NamedTuple
 
 import orjson
 import psycopg
@@ -16,12 +17,27 @@ from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from atdata import syntax
 from atdata.atmosphere import records
-from atdata.nsid import kind_of
+from atdata.nsid import PREFIX, kind_of
 from atdata_backend import postgres
-from atdata_indexer.backfill import Snapshot
-from atdata_indexer.changes import Changes, Key, Repository, fold
-from atdata_indexer.events import Commit, Event, RecordWritten, Rejected, read_record
+from atdata_indexer.backfill import FetchFailed, RecordProof, Snapshot
+from atdata_indexer.changes import KEY_NEEDED, Changes, Key, Repository, Written, fold
+from atdata_indexer.events import (
+    Commit,
+    Desynced,
+    Event,
+    Malformed,
+    Mention,
+    RecordReader,
+    RecordWritten,
+    Rejected,
+    Scope,
+    json_size,
+    read_record,
+)
+from atdata_indexer.identity import Identity
+from atdata_indexer.jetstream import parse_any
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +47,31 @@ _WRITER_LOCK = 0x61746978
 #: An outbox row with this for a URI asks for a comparison of the engine with Postgres, and for all to be fed again.
 REBUILD = "*"
 
+# Frames of one repository that wait for its resync: beyond either, they are dropped, and it is read once more.
+_MAX_PENDING = 1000
+_MAX_PENDING_BYTES = 32_000_000
+_MAX_ALL_PENDING_BYTES = 4_000_000_000
+
+#: How far a clock elsewhere may be ahead of ours.
+AHEAD = timedelta(minutes=5)
+
+# A host that says that it does not know an account may just have lost its database: it is asked again after this.
+_PURGE_UNKNOWN = timedelta(days=7)
+
+# Records of one repository to be proven one by one: beyond that it is less work for its host to give it out whole.
+_MAX_CONFIRMATIONS = 50
+# How often a host may be behind what was said of a record. Then what was said was made up.
+_BEHIND = 3
+
+# Bytes of JSON that are written to one repository in one transaction, and in one statement of it.
+_MAX_REPOSITORY_JSON = 128_000_000
+_MAX_STATEMENT_JSON = 4_000_000
+
 # What Postgres says to values it cannot hold, whatever we checked before: class 22, and class 54 (too long, too deep).
 _REFUSED = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex)
-# Classes of OperationalError that are about the server (connection, resources, shutting down) and not about a value.
-_GONE = ("08", "53", "57", "58")
+# Classes of OperationalError that are about the server (connection, resources, shutting down, transactions of others in
+# the way) and not about a value.
+_GONE = ("08", "40", "53", "57", "58")
 
 # An index entry must fit a third of a page; an AT URI in use is far shorter.
 _MAX_REFERENCE = 1500
@@ -51,6 +88,15 @@ class Item:
     seq: int | None
 
 
+class Check(NamedTuple):
+    """A repository whose host is to be asked, with what is known of it before."""
+
+    did: str
+    pds: str
+    status: str
+    account_seq: int | None
+
+
 @dataclass(slots=True)
 class Applied:
     """What a batch came to. ``tracked`` are repositories seen for the first time."""
@@ -60,8 +106,18 @@ class Applied:
     written: int = 0
     deleted: int = 0
     quarantined: int = 0
+    waiting: int = 0
     tracked: set[str] = field(default_factory=set)
     identities: bool = False  # some DID document is to be read
+    desynced: bool = False  # some repository is to be read
+    mentions: bool = False  # some record is to be proven
+    deleted_accounts: bool = False
+
+    def add(self, other: Applied) -> None:
+        """Add what another batch came to."""
+        for each in fields(self):
+            mine, more = getattr(self, each.name), getattr(other, each.name)
+            setattr(self, each.name, mine | more if isinstance(mine, set | bool) else mine + more)
 
 
 class Store:
@@ -74,12 +130,23 @@ class Store:
     method raises psycopg.OperationalError until `reopen` succeeds.
     """
 
-    def __init__(self, url: str, source: str, *, backfill: bool = True, quarantine_bytes: int = 1_000_000_000) -> None:
+    def __init__(
+        self,
+        url: str,
+        source: str,
+        *,
+        prefixes: tuple[str, ...] = (PREFIX,),
+        backfill: bool = True,
+        quarantine_bytes: int = 1_000_000_000,
+    ) -> None:
         self.source = source
         self._url = url
+        self._prefixes = prefixes
         self._backfill = backfill
         self._quarantine_bytes = quarantine_bytes
         self._connection: AsyncConnection | None = None
+        # For the search engine: large rows must not keep the writer waiting.
+        self._reader: AsyncConnection | None = None
         # One connection, several tasks: a transaction must not be entered by a second one.
         self._turn = asyncio.Lock()
 
@@ -100,15 +167,18 @@ class Store:
             if row is not None and not row[0]:
                 logger.warning("another indexer writes to this database; standing by until it stops")
                 await connection.execute("SELECT pg_advisory_lock(%s)", [_WRITER_LOCK])
+            reader = await postgres.connect(self._url)
+            await reader.set_autocommit(True)
         except BaseException:
             await connection.close()
             raise
-        self._connection = connection
+        self._connection, self._reader = connection, reader
 
     async def close(self) -> None:
-        if self._connection is not None:
-            await self._connection.close()
-            self._connection = None
+        for connection in (self._connection, self._reader):
+            if connection is not None:
+                await connection.close()
+        self._connection = self._reader = None
 
     # Reading what the indexer itself needs.
 
@@ -121,7 +191,7 @@ class Store:
     async def tracked(self) -> set[str]:
         """The DIDs of all repositories that we follow."""
         async with self._alone() as connection:
-            return {did async for (did,) in connection.cursor().stream("SELECT did FROM repositories", size=1000)}
+            return set(await tracked(connection))
 
     async def counts(self) -> dict[str, int]:
         """Backlogs and totals for the status line."""
@@ -131,48 +201,99 @@ class Store:
                     """
                     SELECT (SELECT count(*) FROM search_outbox),
                            (SELECT count(*) FROM repositories WHERE desynced IS NOT NULL AND status = 'active'),
-                           (SELECT coalesce(sum(times), 0)::bigint FROM quarantine_counts)
+                           (SELECT coalesce(sum(times), 0)::bigint FROM quarantine_counts),
+                           (SELECT count(*) FROM pending_frames),
+                           (SELECT count(*) FROM repositories WHERE check_at IS NOT NULL),
+                           (SELECT count(*) FROM confirmations)
                     """
                 )
             ).fetchone()
         assert row is not None
-        return {"searchBacklog": row[0], "desynced": row[1], "quarantined": row[2]}
+        names = ("searchBacklog", "desynced", "quarantined", "waiting", "toCheck", "unconfirmed")
+        return dict(zip(names, row, strict=True))
 
     # The stream.
 
-    async def apply(self, items: Sequence[Item], cursor: int | None) -> Applied:
+    async def apply(self, items: Sequence[Item], cursor: int | None, *, gap: str | None = None) -> Applied:
         """Apply *items* in order and move the cursor, all or nothing, but for what Postgres refuses to hold.
 
-        A record that gets past every check and is refused by the database is quarantined: it must not stop the stream.
+        A *gap* before or among them asks for a sweep. A record that gets past every check and that the database refuses
+        is quarantined: it must not stop the stream.
         """
-        dids = list({did for item in items if (did := getattr(item.event, "did", None))})
-        rejected = [item for item in items if isinstance(item.event, Rejected)]
+        dids = {did for item in items if (did := getattr(item.event, "did", None))}
         async with self._alone() as connection, connection.transaction():
             held = await self._held(connection, dids) if dids else {}
-            changes = fold((item.event for item in items), held, backfill=self._backfill)
-            for key, reason in (await self._write_records(connection, changes)).items():
-                frame = next(item for item in reversed(items) if _writes(item.event, key))
-                rejected.append(Item(Rejected("refused-by-database", reason, key[0]), frame.frame, frame.seq))
-            async with connection.pipeline():
-                await self._write(connection, changes)
-                if rejected:
-                    await self._quarantine(connection, rejected)
-                if cursor is not None:
-                    await connection.execute(_CURSOR, [self.source, cursor])
-        return Applied(
+            applied, waiting = await self._apply(connection, items, held)
+            if waiting:
+                await self._wait(connection, [items[position] for position in waiting])
+            await self._move(connection, cursor, gap)
+        return applied
+
+    async def _move(self, connection: AsyncConnection, cursor: int | None, gap: str | None) -> None:
+        """Move the cursor, and remember with it what is missing before it."""
+        if cursor is not None:
+            await connection.execute(_CURSOR, [self.source, cursor])
+        if gap is not None:
+            await connection.execute(_SWEEP, {"reason": _clean(gap, 500)})
+
+    async def _apply(
+        self, connection: AsyncConnection, items: Sequence[Item], held: Mapping[str, Repository]
+    ) -> tuple[Applied, list[int]]:
+        """Apply *items* to what is *held*, and return the positions of those that have to wait, too."""
+        changes = fold((item.event for item in items), held, backfill=self._backfill)
+        rejected = [Item(event, items[position].frame, items[position].seq) for position, event in changes.rejected]
+        for key, reason in (await self._write_records(connection, changes)).items():
+            frame = next(item for item in reversed(items) if _writes(item.event, key))
+            rejected.append(Item(Rejected("refused-by-database", reason, key[0]), frame.frame, frame.seq))
+        await self._write(connection, changes, rejected)
+        tracked = changes.repositories.keys() - held.keys()
+        applied = Applied(
             commits=changes.commits,
             replayed=changes.replayed,
             written=sum(record is not None for record in changes.records.values()),
             deleted=sum(record is None for record in changes.records.values()),
             quarantined=len(rejected),
-            tracked=changes.repositories.keys() - held.keys(),
-            identities=bool(changes.identities or changes.repositories.keys() - held.keys()),
+            waiting=len(changes.waiting),
+            tracked=tracked,
+            identities=bool(changes.identities or tracked),
+            deleted_accounts=any(account.status == "deleted" for account in changes.accounts.values()),
+            desynced=any(repository.desynced for repository in changes.repositories.values()),
+        )
+        if changes.mentioned:
+            applied.mentions = True
+            applied.desynced |= await self._request_confirmations(connection, changes)
+        return applied, changes.waiting
+
+    async def _wait(self, connection: AsyncConnection, items: Sequence[Item]) -> None:
+        """Keep the frames of *items* until their repositories are in step again."""
+        dids = [item.event.did for item in items if isinstance(item.event, Commit | Mention | Desynced)]
+        kept = await (
+            await connection.execute(
+                "INSERT INTO pending_frames (did, seq, frame) SELECT did, seq, frame"
+                " FROM unnest(%b::text[], %b::bigint[], %b::bytea[]) WITH ORDINALITY t (did, seq, frame, place)"
+                # Who is hidden by its account is not read until it is back.
+                " JOIN repositories USING (did) WHERE (status = 'active' OR account_seq IS NULL)"
+                " AND pg_total_relation_size('pending_frames') < %s ORDER BY place RETURNING did",
+                [dids, [item.seq for item in items], [item.frame for item in items], _MAX_ALL_PENDING_BYTES],
+            )
+        ).fetchall()
+        if lost := set(dids) - {did for (did,) in kept}:
+            await connection.execute(
+                "UPDATE repositories SET resync_started_at = 'infinity' WHERE did = ANY(%b::text[])", [list(lost)]
+            )
+        await connection.execute(
+            "WITH dropped AS (DELETE FROM pending_frames WHERE did IN"
+            " (SELECT did FROM pending_frames WHERE did = ANY(%b::text[])"
+            " GROUP BY did HAVING count(*) > %s OR sum(octet_length(frame)) > %s) RETURNING did)"
+            # Beyond the end of any resync: the one that is under way does not make up for them.
+            " UPDATE repositories SET resync_started_at = 'infinity' WHERE did IN (SELECT did FROM dropped)",
+            [dids, _MAX_PENDING, _MAX_PENDING_BYTES],
         )
 
-    async def save_cursor(self, cursor: int) -> None:
-        """Move the cursor alone, over frames that concerned nobody."""
-        async with self._alone() as connection:
-            await connection.execute(_CURSOR, [self.source, cursor])
+    async def save_cursor(self, cursor: int | None, *, gap: str | None = None) -> None:
+        """Move the cursor alone, over frames that concerned nobody, or a *gap*."""
+        async with self._alone() as connection, connection.transaction():
+            await self._move(connection, cursor, gap)
 
     # Whole repositories.
 
@@ -188,35 +309,60 @@ class Store:
             ).fetchall()
         return {did for (did,) in rows}
 
-    async def to_resync(self, limit: int) -> list[str]:
-        """Repositories that are due for a resync, the longest waiting first."""
+    async def to_resync(self, limit: int, *, but: Collection[str] = ()) -> list[str]:
+        """Repositories that are to be read whole, *but* for those that are being read; the longest waiting first."""
+        return await self._take_desynced("whole", limit, but)
+
+    async def to_refresh(self, limit: int, *, keys_only: bool, but: Collection[str] = ()) -> list[str]:
+        """Repositories whose DID documents commits wait for; without *keys_only*, all that are out of step."""
+        return await self._take_desynced("key" if keys_only else "any", limit, but)
+
+    async def _take_desynced(
+        self, which: Literal["whole", "key", "any"], limit: int, but: Collection[str]
+    ) -> list[str]:
         async with self._alone() as connection:
             rows = await (
                 await connection.execute(
-                    "SELECT did FROM repositories WHERE desynced IS NOT NULL AND resync_at <= now()"
-                    " AND (status = 'active' OR account_seq IS NULL) ORDER BY resync_at LIMIT %s",
-                    [limit],
+                    """
+                    WITH due AS (
+                        SELECT did FROM repositories
+                        WHERE desynced IS NOT NULL AND resync_at <= now() AND did <> ALL (%(but)s)
+                        AND (%(which)s = 'any' OR (desynced = %(key)s) = (%(which)s = 'key'))
+                        AND (status = 'active' OR account_seq IS NULL) ORDER BY resync_at LIMIT %(limit)s
+                    )
+                    UPDATE repositories r SET resync_started_at = clock_timestamp() FROM due WHERE r.did = due.did
+                    RETURNING r.did, r.resync_at
+                    """,
+                    {"but": list(but), "which": which, "key": KEY_NEEDED, "limit": limit},
                 )
             ).fetchall()
-        return [did for (did,) in rows]
+        return [did for did, _ in sorted(rows, key=lambda row: row[1])]
 
     async def apply_snapshot(self, snapshot: Snapshot) -> Applied | None:
-        """Make what we hold of a repository equal to *snapshot*, deletions included.
+        """Make what we hold of a repository equal to *snapshot*, deletions included, and go on with what waited.
 
-        None, and nothing changed, when a newer commit has been applied meanwhile: fetch again.
+        None, and nothing changed, when the snapshot is older than what we hold: fetch again. A host that says the same
+        a third time is believed: its repository was set back. Raises FetchFailed when its records are too much.
         """
+        try:
+            return await self._apply_snapshot(snapshot)
+        except Malformed as e:
+            raise FetchFailed(snapshot.did, e.detail) from None
+
+    async def _apply_snapshot(self, snapshot: Snapshot) -> Applied | None:
         did = snapshot.did
         # Reading is work for the processor, done before anybody has to wait for the transaction.
         async with self._alone() as connection:
             held = await self._cids(connection, did)
-        read = {}
-        for collection, rkey, cid, block in snapshot.records:
-            if held.get((collection, rkey)) != cid:
-                read[collection, rkey] = read_record(collection, rkey, cid, block)
+        reader = RecordReader(_MAX_REPOSITORY_JSON)
+        for record in snapshot.records:
+            if held.get((record.collection, record.rkey)) != record.cid:
+                reader.read(*record)
                 await asyncio.sleep(0)
         async with self._alone() as connection, connection.transaction():
             known = (await self._held(connection, [did])).get(did, Repository())
-            if known.records_rev is not None and known.records_rev > snapshot.rev:
+            latest = max(known.rev or "", known.wanted or "")
+            if latest > snapshot.rev and not await self._is_set_back(connection, snapshot):
                 return None
             # Anew, for the stream may have come by meanwhile.
             held = await self._cids(connection, did)
@@ -225,114 +371,445 @@ class Store:
             for collection, rkey, cid, block in snapshot.records:
                 if held.pop((collection, rkey), None) == cid:
                     continue
-                written = read.get((collection, rkey)) or read_record(collection, rkey, cid, block)
+                written = reader.read(collection, rkey, cid, block)
                 if isinstance(written, RecordWritten):
-                    changes.records[did, collection, rkey] = (written, snapshot.rev)
+                    changes.records[did, collection, rkey] = Written(
+                        written, snapshot.rev, snapshot.commit, snapshot.identity.signing_key
+                    )
                 else:
                     changes.records[did, collection, rkey] = None
                     rejected.append(Item(Rejected(written.reason, written.detail, did), block, None))
             for collection, rkey in held:
                 changes.records[did, collection, rkey] = None
-            # Commits that touched nothing of ours may have moved the repository on.
-            is_ahead = known.rev is not None and known.rev > snapshot.rev
-            changes.repositories[did] = replace(
-                known,
-                rev=known.rev if is_ahead else snapshot.rev,
-                data=known.data if is_ahead else snapshot.data,
-                records_rev=snapshot.rev,
-                desynced=None,
-            )
             blocks = {(did, r.collection, r.rkey): r.block for r in snapshot.records}
             for key, reason in (await self._write_records(connection, changes)).items():
                 rejected.append(Item(Rejected("refused-by-database", reason, did), blocks[key], None))
-            async with connection.pipeline():
-                await self._write(connection, changes)
-                # Its host gives it out, so it is not hidden, unless the stream has told us otherwise.
-                await connection.execute(
-                    "UPDATE repositories SET resync_tries = 0,"
-                    " status = CASE WHEN account_seq IS NULL THEN 'active' ELSE status END WHERE did = %s",
-                    [did],
-                )
-                await connection.execute(_OUTBOX_OF_REPOSITORIES, [[did]])
-                if rejected:
-                    await self._quarantine(connection, rejected)
-        return Applied(
-            written=sum(record is not None for record in changes.records.values()),
-            deleted=sum(record is None for record in changes.records.values()),
-            quarantined=len(rejected),
-            tracked={snapshot.did},
-        )
-
-    async def desync_all(self, reason: str) -> None:
-        """Have every repository read again."""
-        async with self._alone() as connection:
+            changes.repositories[did] = replace(known, rev=snapshot.rev, data=snapshot.data, wanted=None)
+            await self._write(connection, changes, rejected)
+            # Its host gives it out, so it is not hidden, unless the stream has told us otherwise.
             await connection.execute(
-                "UPDATE repositories SET desynced = %s, resync_at = now() WHERE desynced IS NULL AND status = 'active'",
-                [_clean(reason)],
+                "UPDATE repositories SET resynced_at = now(), wanted_rev = NULL, behind_times = 0, behind_rev = NULL,"
+                " status = CASE WHEN account_seq IS NULL THEN 'active' ELSE status END WHERE did = %s",
+                [did],
             )
+            await connection.execute(
+                "UPDATE records SET verified_at = now(), verified_key = %s, commit_cid = %s"
+                " WHERE did = %s AND verified_at IS NULL",
+                [snapshot.identity.signing_key, snapshot.commit, did],
+            )
+            await connection.execute(_OUTBOX_OF_REPOSITORIES, [[did]])
+            await connection.execute("DELETE FROM confirmations WHERE did = %s", [did])
+            applied = await self._go_on(connection, snapshot.identity)
+        applied.written += sum(record is not None for record in changes.records.values())
+        applied.deleted += sum(record is None for record in changes.records.values())
+        applied.quarantined += len(rejected)
+        applied.tracked.add(did)
+        return applied
+
+    async def apply_identity(self, identity: Identity) -> Applied:
+        """Go on with what waited for the signing key of a repository. *identity* has one."""
+        async with self._alone() as connection, connection.transaction():
+            return await self._go_on(connection, identity, is_whole=not self._backfill)
+
+    async def _go_on(self, connection: AsyncConnection, identity: Identity, *, is_whole: bool = True) -> Applied:
+        """Apply what waited for a repository, in order. Not *is_whole*, only its key was missing."""
+        did = identity.did
+        await connection.execute(
+            "UPDATE repositories SET signing_key = %s, pds = %s, resolved_at = now(), trouble = NULL, resync_tries = 0,"
+            " desynced = CASE WHEN resync_started_at = 'infinity' THEN 'more came than could wait for it'"
+            # What was found after the reading began is not mended by it.
+            " WHEN desynced_at > resync_started_at OR (NOT %s AND desynced <> %s) THEN desynced END,"
+            " resync_at = CASE WHEN resync_started_at = 'infinity' THEN now() + interval '10 seconds'"
+            " ELSE resync_at END WHERE did = %s",
+            [identity.signing_key, identity.pds, is_whole, KEY_NEEDED, did],
+        )
+        frames = await (
+            await connection.execute(
+                "DELETE FROM pending_frames p USING repositories r WHERE p.did = %s AND r.did = p.did"
+                " RETURNING p.id, p.seq, p.frame, p.received_at >= r.resync_started_at",
+                [did],
+            )
+        ).fetchall()
+        scope = Scope(self._prefixes, {did}, syntax.tid_at(datetime.now(UTC) + AHEAD))
+        items: list[Item] = []
+        early = size = 0
+        for _, seq, frame, is_late in sorted(frames, key=lambda row: row[0]):
+            for event in parse_any(frame, scope).events:
+                # What is wrong with it was kept when it came, and what could not be read then is read by now.
+                if isinstance(event, Commit | Mention) or (isinstance(event, Desynced) and (event.rev or is_late)):
+                    items.append(Item(event, frame, seq))
+                    early += not is_late
+                    size += json_size(event)
+            if size > _MAX_REPOSITORY_JSON:
+                items.append(Item(Desynced(did, None, "more came than could wait for it"), frame, seq))
+                break
+        if not items:
+            return Applied()
+        applied = Applied()
+        # The document was read after the early ones came: if they do not fit its key, no other will.
+        for batch, is_fresh in ((items[:early], True), (items[early:], False)):
+            if batch:
+                (held,) = (await self._held(connection, [did])).values()
+                more, waiting = await self._apply(connection, batch, {did: replace(held, key_is_fresh=is_fresh)})
+                if waiting:
+                    await self._wait(connection, [batch[position] for position in waiting])
+                applied.add(more)
+        return applied
+
+    async def _is_set_back(self, connection: AsyncConnection, snapshot: Snapshot) -> bool:
+        """Whether its host says the same for the third time."""
+        row = await (
+            await connection.execute(
+                "UPDATE repositories SET"
+                " behind_times = CASE WHEN behind_rev = %(rev)s THEN behind_times + 1 ELSE 1 END,"
+                " behind_rev = %(rev)s WHERE did = %(did)s RETURNING behind_times",
+                {"rev": snapshot.rev, "did": snapshot.did},
+            )
+        ).fetchone()
+        return bool(row and row[0] >= 3)
 
     async def resync_failed(self, did: str, reason: str) -> None:
         """Put the resync of *did* off: five seconds at first, then twice as long each time, up to a day."""
         async with self._alone() as connection:
             await connection.execute(
-                "UPDATE repositories SET desynced = left(%s, 500), resync_tries = resync_tries + 1,"
+                "UPDATE repositories SET trouble = left(%s, 500), resync_tries = resync_tries + 1,"
                 " resync_at = now() + least(interval '1 day', interval '5 seconds' * 2 ^ least(resync_tries, 15))"
                 " WHERE did = %s",
                 [_clean(reason), did],
             )
 
     async def unavailable(self, did: str, status: str) -> None:
-        """Its host says that *did* is not to be had: ask again in an hour.
+        """Its host says that *did* is not to be had: hidden, and asked again, soon at first, then every hour.
 
-        Hidden until then, unless the stream has told us its state: that is later word than an answer under way.
+        What the stream last said of it is forgotten, if it was that it is active: its host knows better.
         """
         async with self._alone() as connection, connection.transaction(), connection.pipeline():
             await connection.execute(
-                "UPDATE repositories SET resync_at = now() + interval '1 hour',"
-                " status = CASE WHEN account_seq IS NULL THEN %s ELSE status END WHERE did = %s",
+                "UPDATE repositories SET resync_tries = resync_tries + 1,"
+                " resync_at = now() + least(interval '1 hour', interval '10 seconds' * 2 ^ least(resync_tries, 15)),"
+                " account_seq = CASE WHEN status = 'active' THEN NULL ELSE account_seq END,"
+                " status = CASE WHEN status = 'active' OR account_seq IS NULL THEN %s ELSE status END WHERE did = %s",
                 [status, did],
             )
             await connection.execute(_OUTBOX_OF_REPOSITORIES, [[did]])
 
-    # Identities.
+    # Single records.
 
-    async def to_resolve(self, limit: int) -> list[str]:
-        """Repositories whose DID document is due to be read."""
+    async def _request_confirmations(self, connection: AsyncConnection, changes: Changes) -> bool:
+        """Have what was only mentioned proven; True if some repository is to be read whole for that."""
+        keys = list(changes.mentioned)
+        cids = [written.record.cid if (written := changes.records[key]) else None for key in keys]
+        columns = [*(list(column) for column in zip(*keys, strict=True)), list(changes.mentioned.values()), cids]
+        await connection.execute(_CONFIRMATIONS, columns)
+        if not self._backfill:
+            return False
+        cursor = await connection.execute(_MANY_CONFIRMATIONS, [list({key[0] for key in keys}), _MAX_CONFIRMATIONS])
+        return cursor.rowcount > 0
+
+    async def to_confirm(self, limit: int, but: Collection[Key] = ()) -> list[Key]:
+        """Records that their hosts are to be asked for, *but* for those that are being asked for; longest due first.
+
+        Not those of repositories out of step, whose resync brings the proof.
+        """
         async with self._alone() as connection:
             rows = await (
                 await connection.execute(
-                    "SELECT did FROM repositories WHERE resolve_at <= now() ORDER BY resolve_at LIMIT %s", [limit]
+                    "SELECT did, collection, rkey FROM confirmations JOIN repositories USING (did)"
+                    " WHERE at <= now() AND uri <> ALL (%s) AND desynced IS NULL"
+                    " AND (status = 'active' OR account_seq IS NULL) ORDER BY at LIMIT %s",
+                    [[_uri(key) for key in but], limit],
+                )
+            ).fetchall()
+        return [(did, collection, rkey) for did, collection, rkey in rows]
+
+    async def confirm(self, key: Key, proof: RecordProof) -> Applied | None:
+        """Take what the host of a repository proves of the record *key* for the truth, whatever was mentioned.
+
+        None when the host is behind what was mentioned: it is to be asked again. The third time it is believed; whoever
+        made that up may have hidden other things behind it, so that the repository is to be read whole.
+        """
+        did, uri = key[0], _uri(key)
+        block = proof.record.block if proof.record else b""
+        async with self._alone() as connection, connection.transaction():
+            row = await (
+                await connection.execute(
+                    "SELECT c.rev, c.tries, r.cid FROM confirmations c LEFT JOIN records r USING (uri) WHERE uri = %s",
+                    [uri],
+                )
+            ).fetchone()
+            if row is None:
+                return Applied()  # it was proven meanwhile, or its account is gone
+            mentioned, tries, cid = row
+            is_behind = proof.rev < mentioned
+            if is_behind and tries + 1 < _BEHIND:
+                await self._put_off(connection, key)
+                return None
+            changes = Changes()
+            rejected = []
+            if proof.record is None:
+                if cid is not None:
+                    changes.records[key] = None
+            elif proof.record.cid != cid:
+                written = read_record(*proof.record)
+                if isinstance(written, RecordWritten):
+                    changes.records[key] = Written(written, proof.rev, proof.commit, proof.identity.signing_key)
+                else:
+                    changes.records[key] = None
+                    rejected.append(Item(Rejected(written.reason, written.detail, did), block, None))
+            if is_behind:
+                known = (await self._held(connection, [did])).get(did, Repository())
+                desynced = f"its host is at {proof.rev}, and never came to {mentioned}" if self._backfill else None
+                changes.repositories[did] = replace(
+                    known, rev=proof.rev, data=None, desynced=known.desynced or desynced
+                )
+            for _, reason in (await self._write_records(connection, changes)).items():
+                rejected.append(Item(Rejected("refused-by-database", reason, did), block, None))
+            await self._write(connection, changes, rejected)
+            await connection.execute("DELETE FROM confirmations WHERE uri = %s", [uri])
+            if not changes.records:
+                await connection.execute(
+                    "UPDATE records SET verified_at = now(), verified_key = %s, commit_cid = %s WHERE uri = %s",
+                    [proof.identity.signing_key, proof.commit, uri],
+                )
+            # Its host gives it out, so it is not hidden, unless the stream has told us otherwise.
+            shown = await connection.execute(
+                "UPDATE repositories SET status = 'active'"
+                " WHERE did = %s AND account_seq IS NULL AND status <> 'active'",
+                [did],
+            )
+            if shown.rowcount:
+                await connection.execute(_OUTBOX_OF_REPOSITORIES, [[did]])
+        return Applied(
+            written=sum(record is not None for record in changes.records.values()),
+            deleted=sum(record is None for record in changes.records.values()),
+            quarantined=len(rejected),
+            desynced=bool(changes.repositories),
+        )
+
+    async def not_confirmed(self, key: Key) -> None:
+        """The host did not prove anything of *key*: ask again in five seconds, then twice as long each time."""
+        async with self._alone() as connection:
+            await self._put_off(connection, key)
+
+    async def _put_off(self, connection: AsyncConnection, key: Key) -> None:
+        await connection.execute(
+            "UPDATE confirmations SET tries = tries + 1,"
+            " at = now() + least(interval '1 day', interval '5 seconds' * 2 ^ least(tries, 15)) WHERE uri = %s",
+            [_uri(key)],
+        )
+
+    # Comparing with the hosts.
+
+    async def start_sweep(self) -> str | None:
+        """Begin to compare the rev of every repository with its host's, if that was asked for, and say what for.
+
+        One that is under way ends with it.
+        """
+        async with self._alone() as connection, connection.transaction():
+            row = await (
+                await connection.execute(
+                    "UPDATE sweeps SET started_at = now() WHERE started_at IS NULL RETURNING id, reason"
+                )
+            ).fetchone()
+            if row is None:
+                return None
+            await connection.execute(
+                "UPDATE sweeps SET finished_at = now() WHERE finished_at IS NULL AND id <> %s", [row[0]]
+            )
+            await connection.execute("UPDATE repositories SET check_at = now(), check_tries = 0 WHERE pds IS NOT NULL")
+        return str(row[1])
+
+    async def to_check(self, limit: int, but: Collection[str] = ()) -> list[Check]:
+        """Repositories to compare with their hosts. None are left: the sweep is finished."""
+        async with self._alone() as connection:
+            rows = await (
+                await connection.execute(
+                    "SELECT did, pds, status, account_seq FROM repositories WHERE check_at <= now()"
+                    " AND pds IS NOT NULL AND did <> ALL (%b) ORDER BY check_at LIMIT %s",
+                    [list(but), limit],
+                )
+            ).fetchall()
+            if not rows and not but:
+                await connection.execute(
+                    "UPDATE sweeps SET finished_at = now() WHERE started_at IS NOT NULL AND finished_at IS NULL"
+                )
+        return [Check(*row) for row in rows]
+
+    async def checked(self, did: str, rev: str) -> bool:
+        """Its host gives *did* out, at *rev*: True if that is what we hold, or it is looked at again after a resync."""
+        async with self._alone() as connection, connection.transaction():
+            cursor = await connection.execute(
+                "UPDATE repositories SET check_tries = 0,"
+                " check_at = CASE WHEN desynced IS NOT NULL THEN now() + interval '30 seconds' END"
+                " WHERE did = %s AND status = 'active' AND (rev = %s OR desynced IS NOT NULL)",
+                [did, rev],
+            )
+            if cursor.rowcount:
+                await connection.execute(_COUNT_CHECK, [1, 0, 0])
+        return bool(cursor.rowcount)
+
+    async def found_unavailable(self, check: Check, status: str) -> None:
+        """Its host does not give a repository out: hidden, unless the stream had something to say of it meanwhile."""
+        async with self._alone() as connection, connection.transaction():
+            await connection.execute(
+                "UPDATE repositories SET check_at = NULL, check_tries = 0, status = %(status)s,"
+                " desynced = coalesce(desynced, 'its host did not give it out'), desynced_at = clock_timestamp(),"
+                " resync_at = now() + interval '1 minute',"
+                " account_seq = CASE WHEN status = 'active' THEN NULL ELSE account_seq END,"
+                " purge_at = CASE WHEN %(status)s = 'not-found' THEN coalesce(purge_at, now() + %(later)s) END"
+                " WHERE did = %(did)s AND status = %(was)s AND account_seq IS NOT DISTINCT FROM %(seq)s",
+                {
+                    "did": check.did,
+                    "status": status,
+                    "later": _PURGE_UNKNOWN,
+                    "was": check.status,
+                    "seq": check.account_seq,
+                },
+            )
+            if check.status != status:
+                await connection.execute(_OUTBOX_OF_REPOSITORIES, [[check.did]])
+            await connection.execute(_COUNT_CHECK, [1, 0, 0])
+
+    async def differs(self, check: Check, reason: str) -> None:
+        """A host has something else than we hold, or gives out what is hidden here: it is to be read."""
+        async with self._alone() as connection, connection.transaction():
+            await connection.execute(
+                "UPDATE repositories SET check_at = NULL, check_tries = 0, resync_at = now(), resync_tries = 0,"
+                " desynced = CASE WHEN desynced = %(key)s THEN %(reason)s ELSE coalesce(desynced, %(reason)s) END,"
+                " desynced_at = clock_timestamp(), status = CASE"
+                " WHEN status = %(was)s AND account_seq IS NOT DISTINCT FROM %(seq)s THEN 'active' ELSE status END"
+                " WHERE did = %(did)s",
+                {
+                    "did": check.did,
+                    "key": KEY_NEEDED,
+                    "reason": reason,
+                    "was": check.status,
+                    "seq": check.account_seq,
+                },
+            )
+            if check.status != "active":
+                await connection.execute(_OUTBOX_OF_REPOSITORIES, [[check.did]])
+            await connection.execute(_COUNT_CHECK, [1, 1, 0])
+
+    async def unchecked(self, did: str) -> None:
+        """The host of *did* did not tell: again in ten minutes, then twice as long each time, up to a day."""
+        async with self._alone() as connection, connection.transaction():
+            await connection.execute(
+                "UPDATE repositories SET check_tries = check_tries + 1, check_at = now()"
+                " + least(interval '1 day', interval '10 minutes' * 2 ^ least(check_tries, 10)) WHERE did = %s",
+                [did],
+            )
+            await connection.execute(_COUNT_CHECK, [0, 0, 1])
+
+    async def to_purge(self, limit: int, but: Collection[str] = ()) -> list[Check]:
+        """Repositories whose accounts are said to be deleted."""
+        async with self._alone() as connection:
+            rows = await (
+                await connection.execute(
+                    "SELECT did, pds, status, account_seq FROM repositories WHERE purge_at <= now() AND did <> ALL (%b)"
+                    " ORDER BY purge_at LIMIT %s",
+                    [list(but), limit],
+                )
+            ).fetchall()
+        return [Check(*row) for row in rows]
+
+    async def purge(self, check: Check) -> None:
+        """Forget a repository that is deleted, but for that fact, so that replays do not bring it back.
+
+        Nothing, if the stream had something to say of it since it was asked for.
+        """
+        did = check.did
+        async with self._alone() as connection, connection.transaction():
+            row = await (
+                await connection.execute(
+                    "SELECT true FROM repositories WHERE did = %s AND status = %s"
+                    " AND account_seq IS NOT DISTINCT FROM %s AND purge_at IS NOT NULL FOR UPDATE",
+                    [did, check.status, check.account_seq],
+                )
+            ).fetchone()
+            if row is None:
+                return
+            await connection.execute(_OUTBOX_OF_REPOSITORIES, [[did]])
+            await connection.execute("DELETE FROM records WHERE did = %s", [did])
+            await connection.execute("DELETE FROM pending_frames WHERE did = %s", [did])
+            await connection.execute("DELETE FROM confirmations WHERE did = %s", [did])
+            await connection.execute("DELETE FROM quarantine WHERE did = %s", [did])
+            await connection.execute(
+                "UPDATE repositories SET status = 'deleted', purge_at = NULL, rev = NULL, data = NULL, handle = NULL,"
+                " pds = NULL, signing_key = NULL, desynced = NULL, check_at = NULL WHERE did = %s",
+                [did],
+            )
+
+    async def not_purged(self, check: Check, status: str | None) -> None:
+        """A host says that an account is not deleted but *status*; None if it did not tell: again in ten minutes."""
+        async with self._alone() as connection, connection.transaction():
+            if status is None:
+                await connection.execute(
+                    "UPDATE repositories SET purge_at = now() + interval '10 minutes' WHERE did = %s", [check.did]
+                )
+                return
+            await connection.execute(
+                "UPDATE repositories SET purge_at = NULL, status = %(status)s, resync_at = now(), resync_tries = 0,"
+                " desynced = CASE WHEN desynced = %(key)s THEN %(reason)s ELSE coalesce(desynced, %(reason)s) END,"
+                " desynced_at = clock_timestamp()"
+                " WHERE did = %(did)s AND status = %(was)s AND account_seq IS NOT DISTINCT FROM %(seq)s",
+                {
+                    "did": check.did,
+                    "status": status,
+                    "key": KEY_NEEDED,
+                    "reason": "it was said to be deleted, and is not",
+                    "was": check.status,
+                    "seq": check.account_seq,
+                },
+            )
+            await connection.execute(_OUTBOX_OF_REPOSITORIES, [[check.did]])
+
+    # Identities.
+
+    async def to_resolve(self, limit: int, but: Collection[str] = ()) -> list[str]:
+        """Repositories whose DID document is due to be read, *but* for those that are being read."""
+        async with self._alone() as connection:
+            rows = await (
+                await connection.execute(
+                    "SELECT did FROM repositories WHERE resolve_at <= now() AND did <> ALL (%b)"
+                    " ORDER BY resolve_at LIMIT %s",
+                    [list(but), limit],
                 )
             ).fetchall()
         return [did for (did,) in rows]
 
-    async def resolved(self, did: str, handle: str | None, pds: str | None) -> None:
-        """Note what the DID document of *did* says. A handle that another repository held is taken from that one."""
+    async def resolved(self, identity: Identity) -> None:
+        """Note what a DID document says. A handle that another repository held is taken from that one."""
         async with self._alone() as connection, connection.transaction(), connection.pipeline():
             await connection.execute(
-                """
+                _outbox(
+                    "SELECT uri FROM records JOIN losers USING (did) WHERE kind = 'dataset'",
+                    given="""
                 WITH losers AS (
                     UPDATE repositories SET handle = NULL, resolve_at = now() + interval '10 minutes'
                     WHERE handle = %s AND did <> %s RETURNING did
                 )
-                INSERT INTO search_outbox (uri)
-                SELECT uri FROM records JOIN losers USING (did) WHERE kind = 'dataset'
                 """,
-                [handle, did],
+                ),
+                [identity.handle, identity.did],
             )
             # Documents change rarely and announce it; once a day catches what was missed.
             await connection.execute(
-                """
+                _outbox(
+                    "SELECT uri FROM records JOIN changed USING (did), before"
+                    " WHERE kind = 'dataset' AND before.handle IS DISTINCT FROM %(handle)s",
+                    given="""
                 WITH before AS (SELECT handle FROM repositories WHERE did = %(did)s),
                 changed AS (
-                    UPDATE repositories SET handle = %(handle)s, pds = %(pds)s, resolve_at = now() + interval '1 day'
+                    UPDATE repositories SET handle = %(handle)s, pds = %(pds)s, signing_key = %(signing_key)s,
+                        resolved_at = now(), resolve_at = now() + interval '1 day',
+                        -- It moved: its new host knows more than the old one said.
+                        check_at = CASE WHEN pds <> %(pds)s THEN now() ELSE check_at END
                     WHERE did = %(did)s RETURNING did
                 )
-                INSERT INTO search_outbox (uri)
-                SELECT uri FROM records JOIN changed USING (did), before
-                WHERE kind = 'dataset' AND before.handle IS DISTINCT FROM %(handle)s
                 """,
-                {"did": did, "handle": handle, "pds": pds},
+                ),
+                asdict(identity),
             )
 
     async def unresolved(self, did: str) -> None:
@@ -345,58 +822,34 @@ class Store:
     # Search.
 
     async def outbox(self, limit: int) -> list[tuple[int, str]]:
-        """The oldest entries of the outbox, id and URI: no more than *limit*, and a few megabytes of records."""
-        async with self._alone() as connection:
-            return await (
-                await connection.execute(
-                    """
-                    SELECT id, uri FROM (
-                        SELECT o.id, o.uri, row_number() OVER earlier AS number,
-                               sum(octet_length(r.record::text)) OVER earlier AS bytes
-                        FROM (SELECT id, uri FROM search_outbox ORDER BY id LIMIT %s) o
-                        LEFT JOIN records r USING (uri)
-                        WINDOW earlier AS (ORDER BY o.id)
-                    ) entries
-                    WHERE number = 1 OR bytes IS NULL OR bytes < 4000000 ORDER BY id
-                    """,
-                    [limit],
-                )
-            ).fetchall()
+        """The oldest entries of the outbox, how often each changed and its URI.
 
-    async def datasets(self, uris: Sequence[str]) -> list[dict[str, Any]]:
-        """Those of *uris* that are datasets of active repositories, each with its publisher's handle."""
+        No more than *limit*, and some megabytes of datasets and their schemas.
+        """
+        return await (await self._reading.execute(_OLDEST, [limit])).fetchall()
+
+    async def datasets(self, uris: Collection[str]) -> list[dict[str, Any]]:
+        """See `datasets`."""
+        return await datasets(self._reading, uris)
+
+    async def schemas(self, uris: Collection[str]) -> list[dict[str, Any]]:
+        """See `schemas`."""
+        return await schemas(self._reading, uris)
+
+    async def fed(self, entries: Sequence[tuple[int, str]]) -> None:
+        """The search engine has these *entries* of the outbox durably. Those that changed meanwhile stay."""
         async with self._alone() as connection:
-            cursor = connection.cursor(row_factory=dict_row)
-            await cursor.execute(
-                """
-                SELECT d.uri, d.did, d.collection, d.record, d.indexed_at, d.schema_ref, p.handle
-                FROM records d
-                JOIN repositories p ON p.did = d.did AND p.status = 'active'
-                WHERE d.uri = ANY(%s) AND d.kind = 'dataset'
-                """,
-                [list(uris)],
+            await connection.execute(
+                "DELETE FROM search_outbox o USING unnest(%b::bigint[], %b::text[]) fed (changes, uri)"
+                " WHERE o.uri = fed.uri AND o.changes = fed.changes",
+                [[changes for changes, _ in entries], [uri for _, uri in entries]],
             )
-            return await cursor.fetchall()
-
-    async def schemas(self, uris: Sequence[str]) -> list[dict[str, Any]]:
-        """Those of *uris* that are schemas we hold."""
-        async with self._alone() as connection:
-            cursor = connection.cursor(row_factory=dict_row)
-            await cursor.execute(
-                "SELECT uri, collection, record FROM records WHERE uri = ANY(%s) AND kind = 'schema'", [list(uris)]
-            )
-            return await cursor.fetchall()
-
-    async def fed(self, ids: Sequence[int]) -> None:
-        """The search engine has these outbox entries durably."""
-        async with self._alone() as connection:
-            await connection.execute("DELETE FROM search_outbox WHERE id = ANY(%b)", [list(ids)])
 
     async def feed_all(self, stale: Iterable[str] = ()) -> None:
         """Have the search engine look again at every dataset, and at the *stale* URIs that it holds."""
         async with self._alone() as connection, connection.transaction():
-            await connection.execute("INSERT INTO search_outbox (uri) SELECT unnest(%s::text[])", [list(stale)])
-            await connection.execute("INSERT INTO search_outbox (uri) SELECT uri FROM records WHERE kind = 'dataset'")
+            await connection.execute(_OUTBOX, [list(stale)])
+            await connection.execute(_outbox("SELECT uri FROM records WHERE kind = 'dataset'"))
 
     # Status.
 
@@ -418,12 +871,18 @@ class Store:
                 raise psycopg.OperationalError("the connection to the database was lost")
             yield self._connection
 
-    async def _held(self, connection: AsyncConnection, dids: Sequence[str]) -> dict[str, Repository]:
+    @property
+    def _reading(self) -> AsyncConnection:
+        if self._reader is None:
+            raise psycopg.OperationalError("the connection to the database was lost")
+        return self._reader
+
+    async def _held(self, connection: AsyncConnection, dids: Iterable[str]) -> dict[str, Repository]:
         rows = await (
             await connection.execute(
                 # Each relay counts its events in its own way.
-                "SELECT did, rev, data, records_rev, CASE WHEN account_host = %s THEN account_seq END, desynced"
-                " FROM repositories WHERE did = ANY(%b)",
+                "SELECT did, rev, data, desynced, status, CASE WHEN account_host = %s THEN account_seq END,"
+                " signing_key, false, wanted_rev FROM repositories WHERE did = ANY(%b)",
                 [self.source, list(dids)],
             )
         ).fetchall()
@@ -452,17 +911,38 @@ class Store:
                 else:
                     refused[rows[0][0]] = str(e)
 
-        rows = [
-            (key, _row(key[0], record, rev))
-            for key, (record, rev) in ((k, v) for k, v in changes.records.items() if v is not None)
-        ]
+        rows: list[tuple[Key, tuple[Any, ...]]] = []
+        size = 0
+        for key, written in changes.records.items():
+            if written is None:
+                continue
+            # Postgres takes a gigabyte at most, and both sides hold several copies.
+            if rows and size + len(written.record.json) > _MAX_STATEMENT_JSON:
+                await write(rows)
+                rows, size = [], 0
+            rows.append((key, _row(key[0], written)))
+            size += len(written.record.json)
         if rows:
             await write(rows)
         # What we hold under its key, if anything, is no longer what the repository says.
         changes.records.update(dict.fromkeys(refused))
         return refused
 
-    async def _write(self, connection: AsyncConnection, changes: Changes) -> None:
+    async def _write(self, connection: AsyncConnection, changes: Changes, rejected: Sequence[Item]) -> None:
+        """Write *changes*, but for the records that are there already, and set the *rejected* aside."""
+        async with connection.pipeline():
+            await self._write_repositories(connection, changes)
+            if changes.suspects:
+                await connection.execute(
+                    "UPDATE repositories SET check_at = coalesce(check_at, now() + interval '1 minute')"
+                    " WHERE did = ANY(%b)",
+                    [list(changes.suspects)],
+                )
+            await self._write_searchable(connection, changes)
+            if rejected:
+                await self._quarantine(connection, rejected)
+
+    async def _write_repositories(self, connection: AsyncConnection, changes: Changes) -> None:
         if changes.repositories:
             known = changes.repositories
             await connection.execute(
@@ -471,25 +951,10 @@ class Store:
                     list(known),
                     [r.rev for r in known.values()],
                     [r.data for r in known.values()],
-                    [r.records_rev for r in known.values()],
-                    [r.desynced for r in known.values()],
+                    [r.desynced and _clean(r.desynced, 500) for r in known.values()],
+                    [r.wanted for r in known.values()],
                 ],
             )
-        deleted = [_uri(key) for key, value in changes.records.items() if value is None]
-        schemas = []
-        datasets = []
-        if deleted:
-            await connection.execute("DELETE FROM records WHERE uri = ANY(%b)", [deleted])
-        for key in changes.records:
-            kind = kind_of(key[1])
-            if kind == "schema":
-                schemas.append(_uri(key))
-            elif kind == "dataset":
-                datasets.append(_uri(key))
-        if datasets:
-            await connection.execute("INSERT INTO search_outbox (uri) SELECT unnest(%b::text[])", [datasets])
-        if schemas:
-            await connection.execute(_OUTBOX_OF_SCHEMAS, [schemas])
         if accounts := list(changes.accounts.values()):
             await connection.execute(
                 _ACCOUNTS,
@@ -498,8 +963,29 @@ class Store:
             await connection.execute(_OUTBOX_OF_REPOSITORIES, [[a.did for a in accounts]])
         if changes.identities:
             await connection.execute(
-                "UPDATE repositories SET resolve_at = now() WHERE did = ANY(%b)", [list(changes.identities)]
+                "UPDATE repositories SET resolve_at = now(), resolved_at = NULL WHERE did = ANY(%b)",
+                [list(changes.identities)],
             )
+
+    async def _write_searchable(self, connection: AsyncConnection, changes: Changes) -> None:
+        deleted = [_uri(key) for key, value in changes.records.items() if value is None]
+        schemas = []
+        datasets = []
+        if deleted:
+            await connection.execute("DELETE FROM records WHERE uri = ANY(%b)", [deleted])
+        proven = [_uri(key) for key in changes.records if key not in changes.mentioned]
+        if proven:
+            await connection.execute("DELETE FROM confirmations WHERE uri = ANY(%b)", [proven])
+        for key in changes.records:
+            kind = kind_of(key[1])
+            if kind == "schema":
+                schemas.append(_uri(key))
+            elif kind == "dataset":
+                datasets.append(_uri(key))
+        if datasets:
+            await connection.execute(_OUTBOX, [datasets])
+        if schemas:
+            await connection.execute(_OUTBOX_OF_SCHEMAS, [schemas])
 
     async def _quarantine(self, connection: AsyncConnection, items: Sequence[Item]) -> None:
         seen: dict[tuple[bytes, str], list[Any]] = {}
@@ -526,6 +1012,8 @@ def is_gone(error: BaseException) -> bool:
 
 
 def _writes(event: Event, key: Key) -> bool:
+    if isinstance(event, Mention):
+        return (event.did, event.op.collection, event.op.rkey) == key
     return (
         isinstance(event, Commit)
         and event.did == key[0]
@@ -537,9 +1025,10 @@ def _uri(key: Key) -> str:
     return f"at://{key[0]}/{key[1]}/{key[2]}"
 
 
-def _row(did: str, written: RecordWritten, rev: str) -> tuple[Any, ...]:
+def _row(did: str, written: Written) -> tuple[Any, ...]:
     """A record's columns, in the order of `_RECORDS`."""
-    reading = written.reading
+    record = written.record
+    reading = record.reading
     name = version = schema_ref = tags = source = target = dataset = None
     match reading.value:
         case records.SchemaRecord() as schema:
@@ -555,12 +1044,14 @@ def _row(did: str, written: RecordWritten, rev: str) -> tuple[Any, ...]:
             pass
     return (
         did,
-        written.collection,
-        written.rkey,
+        record.collection,
+        record.rkey,
         reading.kind,
-        written.cid,
-        rev,
-        written.json.decode(),
+        record.cid,
+        written.rev,
+        record.json.decode(),
+        written.commit,
+        written.key,
         _array(reading.problems),
         _clean(name or "", _MAX_NAME) or None,
         _clean(version or "", _MAX_NAME) or None,
@@ -596,40 +1087,107 @@ ON CONFLICT (host) DO UPDATE SET seq = excluded.seq, updated_at = now()
 """
 
 _REPOSITORIES = """
-INSERT INTO repositories (did, rev, data, records_rev, desynced)
+INSERT INTO repositories (did, rev, data, desynced, wanted_rev)
 SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[])
 ON CONFLICT (did) DO UPDATE SET
-    rev = excluded.rev, data = excluded.data, records_rev = excluded.records_rev, desynced = excluded.desynced,
-    resync_at = CASE WHEN repositories.desynced IS NULL THEN now() ELSE repositories.resync_at END
+    rev = excluded.rev, data = excluded.data, desynced = excluded.desynced, wanted_rev = excluded.wanted_rev,
+    desynced_at = CASE WHEN excluded.desynced IS DISTINCT FROM repositories.desynced THEN clock_timestamp()
+        ELSE repositories.desynced_at END,
+    resync_at = CASE WHEN repositories.desynced IS NOT NULL OR excluded.desynced IS NULL THEN repositories.resync_at
+        ELSE greatest(now(), repositories.resynced_at + interval '10 seconds',
+                      repositories.resolved_at + interval '2 seconds') END,
+    -- What is said to be deleted and writes all the same: its host is asked.
+    purge_at = CASE WHEN repositories.status = 'deleted' AND excluded.desynced IS NOT NULL
+        THEN coalesce(repositories.purge_at, now()) ELSE repositories.purge_at END
 """
 
 _RECORDS = """
-INSERT INTO records (did, collection, rkey, kind, cid, rev, record, problems, name, version,
-                     schema_ref, tags, source_schema, target_schema, dataset_ref)
-SELECT did, collection, rkey, kind, cid, rev, record::jsonb, problems::text[], name, version,
-       schema_ref, tags::text[], source_schema, target_schema, dataset_ref
+INSERT INTO records (did, collection, rkey, kind, cid, rev, record, commit_cid, verified_key, verified_at, problems,
+                     name, version, schema_ref, tags, source_schema, target_schema, dataset_ref)
+SELECT did, collection, rkey, kind, cid, rev, record::jsonb, commit_cid, key, CASE WHEN key IS NOT NULL THEN now() END,
+       problems::text[], name, version, schema_ref, tags::text[], source_schema, target_schema, dataset_ref
 FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
-            %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[])
-     t (did, collection, rkey, kind, cid, rev, record, problems, name, version,
+            %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[])
+     t (did, collection, rkey, kind, cid, rev, record, commit_cid, key, problems, name, version,
         schema_ref, tags, source_schema, target_schema, dataset_ref)
 ON CONFLICT (uri) DO UPDATE SET
     cid = excluded.cid, rev = excluded.rev, record = excluded.record, problems = excluded.problems,
-    verified = excluded.verified, indexed_at = now(), name = excluded.name, version = excluded.version,
+    commit_cid = excluded.commit_cid, verified_key = excluded.verified_key, verified_at = excluded.verified_at,
+    indexed_at = now(), name = excluded.name, version = excluded.version,
     schema_ref = excluded.schema_ref, tags = excluded.tags, source_schema = excluded.source_schema,
     target_schema = excluded.target_schema, dataset_ref = excluded.dataset_ref
+-- That a record was mentioned again, as it is, takes nothing from its proof.
+WHERE records.cid <> excluded.cid OR excluded.verified_at IS NOT NULL
+"""
+
+_CONFIRMATIONS = """
+INSERT INTO confirmations AS c (did, collection, rkey, rev)
+SELECT did, collection, rkey, rev
+FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[]) t (did, collection, rkey, rev, cid)
+WHERE NOT EXISTS (
+    SELECT FROM records r WHERE r.uri = 'at://' || t.did || '/' || t.collection || '/' || t.rkey
+    AND r.cid = t.cid AND r.rev >= t.rev AND r.verified_at IS NOT NULL
+)
+ON CONFLICT (uri) DO UPDATE SET rev = excluded.rev, at = now(), tries = 0 WHERE c.rev < excluded.rev
+"""
+
+_MANY_CONFIRMATIONS = """
+UPDATE repositories SET desynced = 'many of its records are to be proven', desynced_at = clock_timestamp(),
+    resync_at = greatest(now(), resynced_at + interval '10 seconds')
+WHERE did = ANY(%b::text[]) AND desynced IS NULL
+AND (SELECT count(*) FROM confirmations c WHERE c.did = repositories.did) > %s
 """
 
 _ACCOUNTS = """
-UPDATE repositories SET status = t.status, account_seq = t.seq, account_host = %s
+UPDATE repositories SET status = t.status, account_seq = t.seq, account_host = %s,
+    purge_at = CASE WHEN t.status = 'deleted' THEN now() END
 FROM unnest(%b::text[], %b::text[], %b::bigint[]) t (did, status, seq) WHERE repositories.did = t.did
 """
 
-# A dataset's document holds its schema's name and fields, and its publisher's handle and state.
-_OUTBOX_OF_SCHEMAS = """
-INSERT INTO search_outbox (uri) SELECT uri FROM records WHERE schema_ref = ANY(%b::text[])
+# Asks for a comparison of every repository with its host, for a reason; `Store.start_sweep` begins it.
+_SWEEP = """
+WITH merged AS (
+    UPDATE sweeps SET reason = left(reason || '; ' || %(reason)s, 500) WHERE started_at IS NULL RETURNING id
+)
+INSERT INTO sweeps (reason) SELECT %(reason)s WHERE NOT EXISTS (SELECT FROM merged)
 """
-_OUTBOX_OF_REPOSITORIES = """
-INSERT INTO search_outbox (uri) SELECT uri FROM records WHERE did = ANY(%b::text[]) AND kind = 'dataset'
+_COUNT_CHECK = """
+UPDATE sweeps SET checked = checked + %s, differing = differing + %s, unreachable = unreachable + %s
+WHERE started_at IS NOT NULL AND finished_at IS NULL
+"""
+
+
+def _outbox(uris: LiteralString, *, given: LiteralString = "") -> LiteralString:
+    """SQL that has search look at *uris*, a query for a column of that name, which may rely on what is *given*.
+
+    In order, so that two of these wait for each other's rows one way only.
+    """
+    return (
+        f"{given} INSERT INTO search_outbox (uri) SELECT DISTINCT uri FROM ({uris}) found ORDER BY uri"  # noqa: S608
+        " ON CONFLICT (uri) DO UPDATE SET changes = search_outbox.changes + 1"
+    )
+
+
+# A dataset's document holds its schema's name and fields, and its publisher's handle and state.
+_OUTBOX_OF_SCHEMAS = _outbox("SELECT uri FROM records WHERE schema_ref = ANY(%b::text[])")
+_OUTBOX_OF_REPOSITORIES = _outbox("SELECT uri FROM records WHERE did = ANY(%b::text[]) AND kind = 'dataset'")
+_OUTBOX = _outbox("SELECT unnest(%b::text[]) AS uri")
+
+# What is compressed is not unpacked to be measured: it is a hundredth of its size at the very least.
+_OLDEST = """
+SELECT changes, uri FROM (
+    SELECT o.id, o.changes, o.uri, row_number() OVER earlier AS number, sum(read.bytes) OVER earlier AS bytes
+    FROM (SELECT id, changes, uri FROM search_outbox ORDER BY id LIMIT %s) o
+    LEFT JOIN records d USING (uri)
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum(
+            pg_column_size(r.record) * CASE WHEN pg_column_compression(r.record) IS NULL THEN 1 ELSE 100 END
+        ), 0) AS bytes
+        FROM records r WHERE r.uri IN (d.uri, d.schema_ref)
+    ) read
+    WINDOW earlier AS (ORDER BY o.id)
+) entries
+WHERE number = 1 OR bytes < 16000000 ORDER BY id
 """
 
 _QUARANTINE = """
@@ -647,15 +1205,206 @@ ON CONFLICT (reason) DO UPDATE SET times = quarantine_counts.times + excluded.ti
 """
 
 
+# For those who only read, or ask the indexer that runs for something.
+
+
+async def datasets(connection: AsyncConnection, uris: Collection[str]) -> list[dict[str, Any]]:
+    """Those of *uris* that are datasets of active repositories, each with its publisher's handle."""
+    cursor = connection.cursor(row_factory=dict_row)
+    await cursor.execute(
+        """
+        SELECT d.uri, d.did, d.collection, d.record, d.indexed_at, d.schema_ref, p.handle
+        FROM records d
+        JOIN repositories p ON p.did = d.did AND p.status = 'active'
+        WHERE d.uri = ANY(%s) AND d.kind = 'dataset'
+        """,
+        [list(uris)],
+    )
+    return await cursor.fetchall()
+
+
+async def schemas(connection: AsyncConnection, uris: Collection[str]) -> list[dict[str, Any]]:
+    """Those of *uris* that are schemas we hold."""
+    cursor = connection.cursor(row_factory=dict_row)
+    await cursor.execute(
+        "SELECT uri, collection, record FROM records WHERE uri = ANY(%s) AND kind = 'schema'", [list(uris)]
+    )
+    return await cursor.fetchall()
+
+
+async def tracked(connection: AsyncConnection) -> list[str]:
+    """The DIDs of all repositories that the index follows."""
+    return [did async for (did,) in connection.cursor().stream("SELECT did FROM repositories", size=1000)]
+
+
+async def uris_of_datasets(connection: AsyncConnection, size: int = 500) -> AsyncIterator[list[str]]:
+    """The URIs of all datasets, *size* at a time."""
+    last = ""
+    while True:
+        rows = await (
+            await connection.execute(
+                "SELECT uri FROM records WHERE kind = 'dataset' AND uri > %s ORDER BY uri LIMIT %s", [last, size]
+            )
+        ).fetchall()
+        if not rows:
+            return
+        yield [uri for (uri,) in rows]
+        last = rows[-1][0]
+
+
+class Held(NamedTuple):
+    """A record that the index holds."""
+
+    cid: str
+    is_verified: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What the index holds of a repository. ``status`` is None where it does not follow it.
+
+    ``rev`` is that of its latest commit, None where nobody tells of those that concern others. ``refused`` are the
+    SHA-256 digests of what of it is in quarantine.
+    """
+
+    status: str | None
+    rev: str | None
+    records: Mapping[tuple[str, str], Held]
+    refused: Collection[bytes]
+
+
+async def holdings(connection: AsyncConnection, did: str) -> Holdings:
+    """All that is held of *did*, as of one moment."""
+    async with connection.transaction():
+        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        row = await (
+            await connection.execute(
+                "SELECT status, CASE WHEN data IS NOT NULL AND NOT EXISTS"
+                " (SELECT FROM indexer_status s WHERE s.status->>'source' = 'jetstream') THEN rev END"
+                " FROM repositories WHERE did = %s",
+                [did],
+            )
+        ).fetchone()
+        records = await (
+            await connection.execute(
+                "SELECT collection, rkey, cid, verified_at IS NOT NULL FROM records WHERE did = %s", [did]
+            )
+        ).fetchall()
+        refused = await (await connection.execute("SELECT digest FROM quarantine WHERE did = %s", [did])).fetchall()
+    status, rev = row or (None, None)
+    return Holdings(
+        status,
+        rev,
+        {(collection, rkey): Held(*rest) for collection, rkey, *rest in records},
+        {digest for (digest,) in refused},
+    )
+
+
+async def mend(connection: AsyncConnection, hosted: Mapping[str, str | None], uris: Collection[str]) -> None:
+    """Have repositories read anew, known before or not, and search look at *uris*.
+
+    *hosted* maps DIDs to what their hosts say of them: active, or why not; None leaves what is known of that.
+    """
+    why = "it differed from its host"
+    async with connection.transaction():
+        await connection.execute(
+            "UPDATE repositories r SET status = coalesce(t.status, r.status), desynced = %s,"
+            " desynced_at = clock_timestamp(), resync_at = now(), resync_tries = 0, purge_at = CASE"
+            " WHEN t.status IS NULL THEN purge_at WHEN t.status = 'not-found' THEN now() END"
+            " FROM unnest(%s::text[], %s::text[]) t (did, status) WHERE r.did = t.did",
+            [why, list(hosted), list(hosted.values())],
+        )
+        await connection.execute(
+            "INSERT INTO repositories (did, status, desynced) SELECT did, coalesce(status, 'active'), %s"
+            " FROM unnest(%s::text[], %s::text[]) t (did, status) ON CONFLICT DO NOTHING",
+            [why, list(hosted), list(hosted.values())],
+        )
+        await connection.execute(_OUTBOX_OF_REPOSITORIES, [list(hosted)])
+        await connection.execute(_OUTBOX, [list(uris)])
+
+
+async def unmended(connection: AsyncConnection, dids: Collection[str], uris: Collection[str]) -> list[str]:
+    """What of that which `mend` asked for is still to be tried: URIs of repositories to read and datasets to feed."""
+    rows = await (
+        await connection.execute(
+            "SELECT 'at://' || did FROM repositories"
+            " WHERE did = ANY(%(dids)s) AND desynced IS NOT NULL AND resync_tries = 0 AND status = 'active'"
+            " UNION SELECT uri FROM search_outbox"
+            " WHERE uri = ANY(%(uris)s) OR split_part(uri, '/', 3) = ANY(%(dids)s) ORDER BY 1",
+            {"dids": list(dids), "uris": list(uris)},
+        )
+    ).fetchall()
+    return [uri for (uri,) in rows]
+
+
+async def is_indexer_running(connection: AsyncConnection) -> bool:
+    """Whether some indexer writes to this database."""
+    row = await (await connection.execute("SELECT pg_try_advisory_lock(%s)", [_WRITER_LOCK])).fetchone()
+    if row is not None and row[0]:
+        await connection.execute("SELECT pg_advisory_unlock(%s)", [_WRITER_LOCK])
+        return False
+    return True
+
+
+async def note_sweep(connection: AsyncConnection, reason: str, checked: int, differing: int, unreachable: int) -> None:
+    """Publish the result of a comparison."""
+    await connection.execute(
+        "INSERT INTO sweeps (reason, started_at, finished_at, checked, differing, unreachable)"
+        " VALUES (%s, now(), now(), %s, %s, %s)",
+        [reason, checked, differing, unreachable],
+    )
+
+
+class Quarantined(NamedTuple):
+    """Something in quarantine."""
+
+    id: int
+    reason: str
+    detail: str
+    source: str
+    seq: int | None
+    did: str | None
+    size: int
+    times: int
+    first_seen: datetime
+    last_seen: datetime
+    data: bytes
+
+
+async def quarantined(
+    connection: AsyncConnection, *, reason: str | None = None, ids: Collection[int] = (), limit: int = 1000
+) -> list[Quarantined]:
+    """What is in quarantine, the latest first: with *ids* these only, bytes included."""
+    rows = await (
+        await connection.execute(
+            """
+            SELECT id, reason, detail, source, seq, did, octet_length(bytes), times, first_seen, last_seen,
+                   CASE WHEN %(ids)s::bigint[] = '{}' THEN ''::bytea ELSE bytes END
+            FROM quarantine WHERE (%(reason)s::text IS NULL OR reason = %(reason)s)
+            AND (%(ids)s::bigint[] = '{}' OR id = ANY(%(ids)s)) ORDER BY last_seen DESC LIMIT %(limit)s
+            """,
+            {"reason": reason, "ids": list(ids), "limit": limit},
+        )
+    ).fetchall()
+    return [Quarantined(*row) for row in rows]
+
+
+async def release(connection: AsyncConnection, ids: Collection[int]) -> None:
+    """Take *ids* out of quarantine."""
+    await connection.execute("DELETE FROM quarantine WHERE id = ANY(%s)", [list(ids)])
+
+
 async def request_rebuild(url: str) -> None:
     """Ask the indexer that runs on this database to compare the search engine with it and feed everything again."""
     connection = await postgres.connect(url)
     async with connection:
-        await connection.execute("INSERT INTO search_outbox (uri) VALUES (%s)", [REBUILD])
+        await connection.execute(_OUTBOX, [[REBUILD]])
 
 
 async def forget_cursor(url: str, source: str) -> bool:
     """Forget how far *source* was read, so that it is read from now on; True if that was known."""
     connection = await postgres.connect(url)
     async with connection:
+        # It may count its events anew: what it said of accounts must not outrank what it says from now on.
+        await connection.execute("UPDATE repositories SET account_host = NULL WHERE account_host = %s", [source])
         return (await connection.execute("DELETE FROM cursors WHERE host = %s", [source])).rowcount > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,12 +13,15 @@ import psycopg
 import pytest
 import zstandard
 from conformance import shared_folder
-from frames import DATASET, DID, block, commit, commit_body, dataset, frame
+from frames import DATASET, DID, Repo, account, block, commit, commit_body, dataset, did_document, frame
+from web import Reply
+from web import serve as serve_web
 from websockets.asyncio.server import ServerConnection, serve
 
 from atdata.errors import ConfigError
 from atdata_backend.search import open_engine
 from atdata_backend.search.base import Query
+from atdata_indexer import ingest
 from atdata_indexer.ingest import Indexer
 from atdata_indexer.settings import IndexerSettings
 
@@ -58,24 +62,37 @@ async def relay(frames: Sequence[bytes]) -> AsyncIterator[Relay]:
     async with serve(source.handle, "127.0.0.1", 0, max_size=None) as server:
         host, port = server.sockets[0].getsockname()
         source.url = f"ws://{host}:{port}"
-        yield source
-        for task in source.tasks:
-            task.cancel()
+        try:
+            yield source
+        finally:
+            for task in source.tasks:
+                task.cancel()
 
 
 @asynccontextmanager
-async def indexer(url: str, relay_url: str, folder: Path) -> AsyncIterator[asyncio.Task[None]]:
-    settings = IndexerSettings(
-        database_url=url, search_dir=folder, relay=relay_url, plc_url="http://127.0.0.1:1", backfill=False
-    )
-    engine = settings.open_engine()
-    task = asyncio.ensure_future(Indexer(settings, engine).run())
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        engine.close()
+async def indexer(url: str, relay_url: str, folder: Path, **more: Any) -> AsyncIterator[asyncio.Task[None]]:
+    """An indexer that takes its keys from a directory of its own."""
+
+    def document(path: str) -> Reply:
+        return Reply(json.dumps(did_document(path.removeprefix("/"), "http://127.0.0.1:1")).encode())
+
+    with serve_web(document) as plc:
+        settings = IndexerSettings(
+            database_url=url,
+            search_dir=folder,
+            relay=relay_url,
+            plc_url=plc.url,
+            allow_private_hosts=True,
+            **{"backfill": False, **more},
+        )
+        engine = settings.open_engine()
+        task = asyncio.ensure_future(Indexer(settings, engine).run())
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            engine.close()
 
 
 def rows(url: str, query: str) -> list[tuple[Any, ...]]:
@@ -136,6 +153,21 @@ async def test_bad_input_is_set_aside_and_the_stream_goes_on(database_url: str, 
     engine.close()
 
 
+async def test_what_comes_together_is_applied_in_portions(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames whose records are much JSON together are applied a few at a time, in order, each with its cursor."""
+    monkeypatch.setattr(ingest, "_MAX_BATCH_JSON", 500)
+    repo = Repo()
+    commits = [repo.commit(n, [("create", f"{DATASET}/{n}", dataset("x" * 300))]) for n in range(1, 9)]
+    async with relay(commits[:1]) as source, indexer(database_url, source.url, tmp_path) as task:
+        await until(lambda: rows(database_url, "SELECT 1 FROM records"), task)  # by now its key is known
+        for data in commits[1:]:
+            await source.send(data)
+        await until(lambda: rows(database_url, "SELECT seq FROM cursors") == [(8,)], task)
+        assert rows(database_url, "SELECT count(*), count(DISTINCT xmin::text) FROM records") == [(8, 8)]
+
+
 async def test_the_real_frames_pass_by(database_url: str, tmp_path: Path) -> None:
     """Real traffic concerns nobody here: nothing is stored but the cursor, which the next start goes on from."""
     packed = (shared_folder() / "conformance/relay-capture/frames.bin.zst").read_bytes()
@@ -175,13 +207,44 @@ async def test_a_future_cursor_stops_the_indexer(database_url: str, tmp_path: Pa
                     await task
 
 
-async def test_an_outdated_cursor_has_everything_read_again(database_url: str, tmp_path: Path) -> None:
-    """What the relay no longer has, only the repositories can tell: all of ours are due for a resync."""
+async def test_an_outdated_cursor_starts_a_sweep(database_url: str, tmp_path: Path) -> None:
+    """What the relay no longer has, only the repositories can tell: all of ours are compared with their hosts."""
     async with relay([commit(1, [("create", f"{DATASET}/a", dataset())])]) as source:
-        async with indexer(database_url, source.url, tmp_path) as task:
+        async with indexer(database_url, source.url, tmp_path, backfill=True) as task:
             await until(lambda: rows(database_url, "SELECT 1 FROM records"), task)
             await source.send(frame("#info", {"name": "OutdatedCursor", "message": "gone"}))
-            await until(lambda: rows(database_url, "SELECT 1 FROM repositories WHERE desynced IS NOT NULL"), task)
+            gap = f"{source.url.removeprefix('ws://')} no longer had the events after 1"
+            await until(lambda: gap in str(rows(database_url, "SELECT reason FROM sweeps")), task)
+
+
+async def test_a_jump_in_seq_starts_a_sweep(database_url: str, tmp_path: Path) -> None:
+    """Relays do not announce what they lost: the numbers do."""
+    async with relay([commit(1, [("create", f"{DATASET}/a", dataset())])]) as source:
+        async with indexer(database_url, source.url, tmp_path, backfill=True) as task:
+            await until(lambda: rows(database_url, "SELECT 1 FROM records"), task)
+            await source.send(account(2, active=True, did="did:plc:" + "z" * 24))
+            await source.send(account(9, active=True, did="did:plc:" + "z" * 24))
+            await until(lambda: "went from 2 to 9" in str(rows(database_url, "SELECT reason FROM sweeps")), task)
+
+
+async def test_a_relay_read_for_the_first_time_starts_a_sweep(database_url: str, tmp_path: Path) -> None:
+    """Without a cursor, the stream tells of what happens from its connection on: the rest is asked for after it."""
+    async with relay([commit(1, [("create", f"{DATASET}/a", dataset())])]) as source:
+        async with indexer(database_url, source.url, tmp_path, backfill=True) as task:
+            await until(lambda: "for the first time" in str(rows(database_url, "SELECT reason FROM sweeps")), task)
+
+
+async def test_the_next_relay_when_one_is_out_of_reach(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two relays is read when the first does not answer, each from a cursor of its own."""
+    monkeypatch.setattr("atdata_indexer.ingest._FAILOVER", 1)
+    async with relay([commit(7, [("create", f"{DATASET}/a", dataset())])]) as source:
+        async with indexer(database_url, f"ws://127.0.0.1:1,{source.url}", tmp_path) as task:
+            await until(lambda: rows(database_url, "SELECT 1 FROM records"), task)
+            host = source.url.removeprefix("ws://")
+            assert rows(database_url, "SELECT host, seq FROM cursors") == [(host, 7)]
+            await until(lambda: rows(database_url, "SELECT status->>'relay' FROM indexer_status") == [(host,)], task)
 
 
 async def test_a_lost_database_is_waited_for(database_url: str, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class System:
         self.database_url = database_url
         self.search_dir = folder / "search"
         self._folder = folder
-        self._environment = {
+        self.environment = {
             **os.environ,
             "ATDATA_DATABASE_URL": database_url,
             "ATDATA_SEARCH_DIR": str(self.search_dir),
@@ -141,7 +141,7 @@ class System:
         with (self._folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", "atdata", name, "run", *arguments],
-                env=self._environment,
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from network.atproto_network import Account, Network, creation
 
-from atdata_indexer.backfill import Backfill, FetchFailed, RepoUnavailable, Snapshot
+from atdata_indexer import backfill as module
+from atdata_indexer.backfill import Backfill, FetchFailed, Head, Hosting, RepoUnavailable, Snapshot
 from atdata_indexer.car import decode_record
 from atdata_indexer.http import guarded_client
 from atdata_indexer.identity import Resolver
@@ -48,8 +49,8 @@ async def test_a_repository(network: Network, account: Account, backfill: Backfi
     assert found == {(record["uri"], record["cid"]) for record in written}
     assert {decode_record(r.block)["$type"] for r in snapshot.records} == {DATASET, "ac.foundation.dataset.unheardOf"}
     latest = network.query("com.atproto.sync.getLatestCommit", did=account.did)
-    assert snapshot.rev == latest["rev"]
-    assert snapshot.identity.handle == account.handle
+    assert (snapshot.rev, snapshot.commit) == (latest["rev"], latest["cid"])
+    assert snapshot.identity.handle is None  # nobody asked for it
 
 
 async def test_many_records(account: Account, backfill: Backfill) -> None:
@@ -59,6 +60,23 @@ async def test_many_records(account: Account, backfill: Backfill) -> None:
     account.apply_writes([creation("com.example.note", {"subject": n}, f"{n:04}") for n in range(200)])
     snapshot = await backfill.fetch(account.did)
     assert [record.rkey for record in snapshot.records] == [f"{n:04}" for n in range(600)]
+
+
+@pytest.mark.parametrize("blocks_apart", [20_000, 100])
+async def test_large_repositories(
+    account: Account, backfill: Backfill, blocks_apart: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read in parts, by its blocks, or as one stream, a large repository gives the same snapshot."""
+    for start in range(0, 400, 200):
+        account.apply_writes(
+            [creation("com.example.note", {"subject": n}, f"{n:04}") for n in range(start, start + 200)]
+        )
+    account.apply_writes([creation(LABEL, {"name": f"{n}"}, f"{n:04}") for n in range(200)])
+    whole = await backfill.fetch(account.did)
+    assert len(whole.records) == 200
+    monkeypatch.setattr(module, "_SMALL_REPOSITORY", 20_000)
+    monkeypatch.setattr(module, "_MAX_BLOCKS_APART", blocks_apart)
+    assert await backfill.fetch(account.did) == whole
 
 
 async def test_an_empty_repository(account: Account, backfill: Backfill) -> None:
@@ -101,6 +119,67 @@ async def test_deleted_accounts(network: Network, account: Account, backfill: Ba
     network.delete_account(account.did)
     with pytest.raises(RepoUnavailable, match=f"{account.did}: not-found"):
         await backfill.fetch(account.did)
+
+
+async def test_latest_commits(network: Network, account: Account, backfill: Backfill) -> None:
+    """The latest commit is that of the last write; of an account that is not active, its state."""
+    before = await backfill.latest(account.did, network.pds)
+    written = account.create_record(DATASET, dataset("Harbour"))
+    assert await backfill.latest(account.did, network.pds) == Head(written["commit"]["rev"], written["commit"]["cid"])
+    assert before.rev < written["commit"]["rev"]
+    account.deactivate()
+    with pytest.raises(RepoUnavailable, match="deactivated"):
+        await backfill.latest(account.did, network.pds)
+    network.delete_account(account.did)
+    with pytest.raises(RepoUnavailable, match="not-found"):
+        await backfill.latest(account.did, network.pds)
+
+
+async def test_states(network: Network, account: Account, backfill: Backfill) -> None:
+    """The PDS tells each state of an account, and of a deleted one that there is no repository."""
+
+    async def state() -> tuple[str, str | None]:
+        hosting = await backfill.status(account.did)
+        assert hosting.identity is not None
+        assert hosting.identity.pds == network.pds
+        return hosting.status, hosting.rev
+
+    written = account.create_record(DATASET, dataset("Harbour"))
+    assert await state() == ("active", written["commit"]["rev"])
+    account.deactivate()
+    assert await state() == ("deactivated", None)
+    network.takedown(account.did)
+    assert await state() == ("takendown", None)
+    network.restore(account.did)
+    account.activate()
+    assert (await state())[0] == "active"
+    network.delete_account(account.did)
+    assert await state() == ("not-found", None)
+
+
+async def test_a_did_that_is_not_there(backfill: Backfill) -> None:
+    """A DID that the directory does not have is gone."""
+    assert await backfill.status("did:plc:" + "a" * 24) == Hosting(None, "deleted", None)
+
+
+async def test_proofs_of_records(network: Network, account: Account, backfill: Backfill) -> None:
+    """The PDS proves that a record is there as it was written last, and that another is not, or not any more."""
+    assert (await backfill.prove(account.did, DATASET, "a")).record is None
+    account.apply_writes([creation(LABEL, {"name": f"{n}"}, f"{n:04}") for n in range(200)])
+    account.create_record(DATASET, dataset("Harbour"), "a")
+    written = account.put_record(DATASET, "a", dataset("Harbour, updated"))
+    proof = await backfill.prove(account.did, DATASET, "a")
+    assert proof.record is not None
+    assert (proof.record.collection, proof.record.rkey, proof.record.cid) == (DATASET, "a", written["cid"])
+    assert decode_record(proof.record.block)["name"] == "Harbour, updated"
+    assert (proof.rev, proof.commit) == (written["commit"]["rev"], written["commit"]["cid"])
+    for collection, rkey in [(DATASET, "b"), (LABEL, "0100x"), ("a.b.c", "d"), ("z.z.z", "z")]:
+        assert (await backfill.prove(account.did, collection, rkey)).record is None
+    account.delete_record(DATASET, "a")
+    assert (await backfill.prove(account.did, DATASET, "a")).record is None
+    network.takedown(account.did)
+    with pytest.raises(RepoUnavailable, match="takendown"):
+        await backfill.prove(account.did, DATASET, "a")
 
 
 async def test_many_repositories(network: Network, backfill: Backfill) -> None:

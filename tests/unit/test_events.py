@@ -11,7 +11,7 @@ import orjson
 import pytest
 import zstandard
 from conformance import shared_folder
-from frames import DATASET, DID, account, block, car, cid, commit, commit_body, dataset, frame, identity, rev
+from frames import DATASET, DID, Repo, account, block, cid, commit, commit_body, dataset, frame, identity, rev
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +29,7 @@ from atdata_indexer.events import (
     Scope,
     parse,
 )
+from atdata_indexer.verify import Op
 
 OURS = Scope(("ac.foundation.dataset.",), frozenset())
 FOLLOWING = Scope(("ac.foundation.dataset.",), frozenset({DID}))
@@ -101,15 +102,60 @@ def test_accounts_and_identities_of_followed_repositories() -> None:
 
 def test_sync_and_oversize_commits_ask_for_a_resync() -> None:
     """`#sync` and `tooBig` say that a repository changed without saying how."""
-    signed = block({"did": DID, "rev": rev(8), "data": {"$link": _LINK}, "prev": None, "version": 3})
-    body = {"seq": 8, "did": DID, "rev": rev(8), "blocks": car(cid(signed), [signed]), "time": "x"}
-    assert parse(frame("#sync", body), FOLLOWING).events == (Desynced(DID, rev(8), _LINK, "#sync event"),)
+    (event,) = parse(Repo().sync(8), FOLLOWING).events
+    empty = "bafyreie5737gdxlw5i64vzichcalba3z2v5n6icifvx5xytvske7mr3hpm"
+    assert isinstance(event, Desynced)
+    assert (event.did, event.rev, event.data, event.reason) == (DID, rev(8), empty, "a #sync event")
     too_big = commit_body(9, [("create", PATH, dataset())]) | {"tooBig": True, "blocks": b""}
     (event,) = parse(frame("#commit", too_big), OURS).events
     assert isinstance(event, Desynced)
 
 
-_LINK = "bafyreihffx5a2e7k5uwrmmgofbvzujc5cmw5h4espouwuxt3liqoflx3ee"
+def test_what_a_proof_needs() -> None:
+    """All operations of a commit, with what was there before, and the tree that it names as the one before."""
+    body = commit_body(2, [("update", PATH, dataset()), ("delete", "app.bsky.feed.post/x", None)], since=1)
+    (event,) = parse(frame("#commit", body), OURS).events
+    assert isinstance(event, Commit)
+    assert event.proof is not None
+    assert event.proof.ops == (
+        Op(PATH, cid(block(dataset())), cid(b"before")),
+        Op("app.bsky.feed.post/x", None, cid(b"before")),
+    )
+    assert (event.proof.prev_data, event.cid) == (body["prevData"], libipld.encode_cid(body["commit"]))
+
+
+def test_json_that_would_be_many_times_the_frame() -> None:
+    """A record that grows beyond 2 MB as JSON is rejected; a commit beyond 8 MB asks for a resync."""
+    one = block({"$type": DATASET, "x": "\x01" * 900_000})
+    _, rejected = parse(commit(1, [("create", PATH, one)]), OURS).events
+    assert isinstance(rejected, Rejected)
+    assert rejected.reason == "record-too-large"
+    shared = block({"$type": DATASET, "x": "\x01" * 10_000})
+    paths = [f"{DATASET}/{n}" for n in range(200)]
+    rejected, desynced = parse(commit(1, [("create", path, shared) for path in paths]), OURS).events
+    assert isinstance(rejected, Rejected)
+    assert isinstance(desynced, Desynced)
+    assert (rejected.reason, desynced.did) == ("too-much-json", DID)
+
+
+def test_a_record_under_several_keys_is_read_once() -> None:
+    """Operations that name one CID share what was read, each with its own record key."""
+    (event,) = parse(commit(1, [("create", f"{DATASET}/{key}", dataset()) for key in "ab"]), OURS).events
+    assert isinstance(event, Commit)
+    first, second = event.ops
+    assert isinstance(first, RecordWritten)
+    assert isinstance(second, RecordWritten)
+    assert (first.rkey, second.rkey) == ("a", "b")
+    assert first.json is second.json
+
+
+def test_what_is_no_did_is_not_taken_for_one() -> None:
+    """A frame that cannot be read concerns nobody if what it calls a repository is no DID."""
+    for repo in ("\x1b]0;owned\x07", "did:plc:" + "a" * 600):
+        body = commit_body(1, [("create", PATH, dataset())]) | {"repo": repo}
+        (rejected,) = parse(frame("#commit", body), OURS).events
+        assert isinstance(rejected, Rejected)
+        assert rejected.did is None
 
 
 def test_words_of_the_relay() -> None:
@@ -161,18 +207,19 @@ _BAD_FRAMES = {
     "an unknown operation": (frame("#commit", {}, op=7), "unknown-operation"),
     "six megabytes": (commit(1, []) + b"\x00" * 6_000_000, "frame-too-large"),
     "three megabytes of blocks": (_with(blocks=b"\x00" * 3_000_000), "blocks-too-large"),
-    "no repo": (_without("repo"), "bad-field"),
+    "no repo": (_without("repo"), "bad-commit"),
     "no ops": (_without("ops"), "bad-commit"),
     "no rev": (_without("rev"), "bad-field"),
     "no blocks": (_without("blocks"), "bad-field"),
     "no commit": (_without("commit"), "bad-field"),
     "ops is text": (_with(ops="create"), "bad-commit"),
     "ops is numbers": (_with(ops=[1, 2]), "bad-commit"),
-    "repo is a number": (_with(repo=5), "bad-field"),
+    "repo is a number": (_with(repo=5), "bad-commit"),
     "repo is a list": (_with(repo=[]), "bad-commit"),
     "repo is no DID": (_with(repo="alice"), "bad-field"),
     "rev is no TID": (_with(rev="yesterday"), "bad-field"),
     "seq is text": (_with(seq="12"), "bad-field"),
+    "since has a NUL": (_with(since="\x00"), "bad-commit"),
     "since is a number": (_with(since=3), "bad-commit"),
     "too many ops": (_with(ops=[{"action": "delete", "path": PATH, "cid": None}] * 201), "bad-commit"),
     "an unknown action": (_with(ops=[{"action": "bless", "path": PATH, "cid": None}]), "bad-commit"),
@@ -188,8 +235,9 @@ _BAD_FRAMES = {
 
 @pytest.mark.parametrize(("data", "reason"), _BAD_FRAMES.values(), ids=_BAD_FRAMES)
 def test_bad_frames_are_rejected_with_their_reason(data: bytes, reason: str) -> None:
-    """Whatever is wrong with a frame is one `Rejected`, and says what."""
-    (event,) = parse(data, OURS).events
+    """Whatever is wrong with a frame is one `Rejected`, and says what; a repository that it names is to be read."""
+    event, *desynced = parse(data, OURS).events
+    assert all(isinstance(e, Desynced) and e.rev is None for e in desynced)
     assert isinstance(event, Rejected)
     assert event.reason == reason, event.detail
 
@@ -219,7 +267,7 @@ def test_a_rev_of_the_future() -> None:
     """A rev is a time; one far ahead would outlive every honest commit after it."""
     data = commit(5, [("create", PATH, dataset())])
     assert isinstance(parse(data, Scope(OURS.prefixes, (), rev(5))).events[0], Commit)
-    (event,) = parse(data, Scope(OURS.prefixes, (), rev(4))).events
+    event, _ = parse(data, Scope(OURS.prefixes, (), rev(4))).events
     assert isinstance(event, Rejected)
     assert event.reason == "future-rev"
 
@@ -236,7 +284,8 @@ def test_a_block_that_is_not_what_its_cid_says() -> None:
     body = commit_body(1, [("create", PATH, dataset())])
     at = body["blocks"].index(b"Birdsong")
     body["blocks"] = body["blocks"][:at] + b"b" + body["blocks"][at + 1 :]
-    (event,) = parse(frame("#commit", body), OURS).events
+    event, desynced = parse(frame("#commit", body), OURS).events
+    assert isinstance(desynced, Desynced)
     assert isinstance(event, Rejected)
     assert event.reason == "bad-car"
 

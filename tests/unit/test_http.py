@@ -19,15 +19,18 @@ from cryptography.x509.oid import NameOID
 from servers import response, serve
 
 from atdata.errors import NetworkError
+from atdata_indexer import http
 from atdata_indexer.http import (
     Refused,
     Resolve,
     StatusError,
+    TooLong,
     _retry_after,
     get,
     get_json,
     guarded_client,
     is_public,
+    iter_limited,
     read_limited,
 )
 
@@ -296,6 +299,50 @@ async def test_limits_on_bytes() -> None:
                 await fetch(client, server.url + path, 999)
 
 
+async def test_what_is_too_long() -> None:
+    """A body longer than its limit can be told from one that is refused for other reasons."""
+
+    async def answer(target: str) -> bytes:
+        return response(b"xx", content_encoding="gzip") if target == "/gzip" else response(b"xx")
+
+    async with serve(answer) as server, guarded_client(allow_private=True) as client:
+        for path, is_too_long in [("/", True), ("/gzip", False)]:
+            with pytest.raises(Refused) as raised:
+                await fetch(client, server.url + path, 1)
+            assert isinstance(raised.value, TooLong) == is_too_long
+
+
+async def test_small_pieces_are_joined() -> None:
+    """A body that comes in a thousand small pieces is handed on in few."""
+
+    async def answer(target: str) -> bytes:
+        return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"3\r\nabc\r\n" * 1000 + b"0\r\n\r\n"
+
+    async with serve(answer) as server, guarded_client(allow_private=True) as client:
+        async with get(client, server.url, seconds=30) as answered:
+            pieces = [piece async for piece in iter_limited(answered, 10_000)]
+    assert b"".join(pieces) == b"abc" * 1000
+    assert len(pieces) < 10
+
+
+async def test_slow_pieces_are_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece that comes some time after the one before is handed on at once: who reads may want to see the pace."""
+    monkeypatch.setattr(http, "_PIECE_DEADLINE", -1.0)
+    more = asyncio.Event()
+
+    async def answer(target: str) -> AsyncIterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\na"
+        await more.wait()
+        yield b"b"
+
+    async with serve(answer) as server, guarded_client(allow_private=True) as client:
+        async with get(client, server.url, seconds=30) as answered:
+            pieces = iter_limited(answered, 10)
+            assert await anext(pieces) == b"a"
+            more.set()
+            assert await anext(pieces) == b"b"
+
+
 async def test_endless_bodies() -> None:
     """A body without end is read up to the limit, and the connection closed."""
     closed = asyncio.Event()
@@ -452,7 +499,7 @@ async def test_turns_are_given_back() -> None:
             fetch(client, f"{server.url}/good"),
             return_exceptions=True,
         )
-        assert [type(outcome) for outcome in outcomes] == [NetworkError, NetworkError, Refused, bytes]
+        assert [type(outcome) for outcome in outcomes] == [NetworkError, NetworkError, TooLong, bytes]
 
 
 # --- statuses ---

@@ -207,7 +207,7 @@ async def test_documents_of_others(page: Any) -> None:
 
 def test_nothing_said() -> None:
     """A document need not say anything."""
-    assert read_document(DID, {"id": DID}) == Identity(DID, None, None, None)
+    assert read_document(DID, {"id": DID}) == (Identity(DID, None, None, None), None)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_nothing_said() -> None:
 )
 def test_claimed_handles(names: Any, handle: str | None) -> None:
     """The first valid handle counts, in lower case."""
-    assert read_document(DID, document(alsoKnownAs=names)).handle == handle
+    assert read_document(DID, document(alsoKnownAs=names))[1] == handle
 
 
 def pds(endpoint: Any, **changes: Any) -> list[dict[str, Any]]:
@@ -264,7 +264,7 @@ def pds(endpoint: Any, **changes: Any) -> list[dict[str, Any]]:
 )
 def test_hosts(service: Any, origin: str | None) -> None:
     """The host of the repository is the first service #atproto_pds, if it is a URL of a web server."""
-    assert read_document(DID, document(service=service)).pds == origin
+    assert read_document(DID, document(service=service))[0].pds == origin
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_hosts(service: Any, origin: str | None) -> None:
 )
 def test_keys(method: Any, key: str | None) -> None:
     """The signing key is that of the verification method #atproto."""
-    assert read_document(DID, document(verificationMethod=[method])).signing_key == key
+    assert read_document(DID, document(verificationMethod=[method]))[0].signing_key == key
 
 
 JSON = st.recursive(
@@ -303,7 +303,16 @@ JSON = st.recursive(
 @given(st.dictionaries(st.sampled_from(["alsoKnownAs", "verificationMethod", "service"]), JSON))
 def test_any_document(parts: dict[str, Any]) -> None:
     """Whatever a document holds, it is read; what is not valid in it is as if it were not there."""
-    assert read_document(DID, {**parts, "id": DID}).did == DID
+    assert read_document(DID, {**parts, "id": DID})[0].did == DID
+
+
+async def test_documents_alone() -> None:
+    """Where host and key are enough, nobody is asked about the handle; it is None, though the document claims one."""
+    web = Web({f"{PLC}/{DID}": document(), WELL_KNOWN: DID})
+    async with web.client, name_server({f"_atproto.{HANDLE}": [f'"did={DID}"']}) as names:
+        found = await Resolver(web.client, plc_url=PLC, dns_resolver=names).document(DID)
+    assert found == Identity(DID, None, "https://pds.example.com", KEY)
+    assert web.asked == [f"{PLC}/{DID}"]
 
 
 # --- handles ---
