@@ -270,24 +270,24 @@ class _Session:
                     items.append(Item(event, frame, parsed.seq))
                     size += events.json_size(event)
                 if size > _MAX_BATCH_JSON:
-                    self._note(await self._store.apply(items, seq))
-                    self._seq = self._saved = seq
+                    await self._apply(items, seq)
                     items, size = [], 0
             self._frames += len(frames)
             if time_of_frame is not None:
                 self._pass(time_of_frame)
-            gap, self._gap = self._gap, None
-            if items:
-                self._note(await self._store.apply(items, seq, gap=gap))
-                self._saved = seq
-            elif gap is not None:
-                await self._store.save_cursor(seq, gap=gap)
-                self._saved = seq
-            if gap is not None:
-                self._to_check.set()
+            if items or self._gap is not None:
+                await self._apply(items, seq)
             self._seq = seq
             if time_of_frame is None and self._source.is_timed and seq is not None:
                 self._lag = max(0.0, self._age(seq).total_seconds())
+
+    async def _apply(self, items: list[Item], seq: int | None) -> None:
+        """Have *items* applied up to *seq*, and the gap before them remembered, if there is one."""
+        gap, self._gap = self._gap, None
+        self._note(await self._store.apply(items, seq, gap=gap))
+        self._seq = self._saved = seq
+        if gap is not None:
+            self._to_check.set()
 
     def _is_next(self, seq: int, following: int) -> bool:
         """Whether to go on to a number after *seq*. Times that are yet to come were rejected.

@@ -142,7 +142,8 @@ async def test_bad_input_is_set_aside_and_the_stream_goes_on(database_url: str, 
         counts = dict(rows(database_url, "SELECT reason, times FROM quarantine_counts"))
         assert counts == {**dict.fromkeys(BAD, 1), "not-cbor": 2}
         await until(
-            lambda: (rows(database_url, "SELECT status FROM indexer_status") or [({},)])[0][0].get("rejected"), task
+            lambda: (rows(database_url, "SELECT status FROM indexer_status") or [({},)])[0][0].get("rejected") == 12,
+            task,
         )
         ((status,),) = rows(database_url, "SELECT status FROM indexer_status")
         assert (status["rejected"], status["quarantined"], status["connected"]) == (12, 12, True)

@@ -47,9 +47,12 @@ async def raw_server(
         task = asyncio.current_task()
         assert task is not None
         visits.add(task)
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            await handler(reader, writer)
-        writer.close()
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                await handler(reader, writer)
+            writer.close()
+        except asyncio.CancelledError:
+            writer.transport.abort()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
         visits.discard(task)
