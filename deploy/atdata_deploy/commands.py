@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -83,6 +84,7 @@ def _run(settings: UpSettings, data: Path, progress: Progress, stack: ExitStack)
     migrate(url)
     started = datetime.now(UTC)
     environment = _environment(settings, url, data)
+    _write_settings(data / "settings.sh", environment)
     services = [
         Child(name, [sys.executable, "-m", "atdata", name, "run"], logs / f"{name}.log", environment=environment)
         for name in ("indexer", "appview")
@@ -107,6 +109,16 @@ def _run(settings: UpSettings, data: Path, progress: Progress, stack: ExitStack)
             )
         progress.show(_line(answer, settings, started, is_announced))
         time.sleep(1.0)
+
+
+def _write_settings(path: Path, environment: dict[str, str]) -> None:
+    """What the services are told, for a shell: so that commands beside them find the same index."""
+    lines = [
+        f"export {name}={shlex.quote(value)}\n" for name, value in environment.items() if name.startswith("ATDATA_")
+    ]
+    # It may hold passwords.
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.writelines(sorted(lines))
 
 
 def _tend(postgres: Postgres | None, services: list[Child], progress: Progress, data: Path) -> None:

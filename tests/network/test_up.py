@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -155,6 +156,11 @@ def test_up_search_stop_and_resume(arguments: list[str], account: Account) -> No
     with up(*arguments) as running:
         running.read_until(r"web +http://127\.0\.0\.1:" + port)
         wait_for(port, account, ["First light", "In the dark"])
+        # The commands beside it find the same index.
+        settings = shlex.quote(str(Path(arguments[5]) / "settings.sh"))
+        verify = f"{shlex.quote(sys.executable)} -m atdata index verify --repo {account.did}"
+        done = subprocess.run(["bash", "-c", f". {settings} && {verify}"], capture_output=True, text=True, check=False)
+        assert (done.returncode, "no differences" in done.stdout) == (0, True), done.stdout + done.stderr
 
 
 def test_environment_variables_do_what_flags_do(network: Network, folder: Path, account: Account) -> None:
