@@ -58,9 +58,15 @@ async def index(client: httpx.AsyncClient, network: Network, url: str) -> tuple[
     store = await Store.open(url, "benchmark")
     backfill = Backfill(client, Resolver(client, plc_url=network.plc), relay_url=network.pds)
     started, cpu = time.perf_counter(), time.process_time()
-    await store.discovered([did async for did in backfill.discover()])
+
+    async def found() -> AsyncIterator[str]:
+        # As the indexer does: what was found is read while more is looked for.
+        async for did in backfill.discover():
+            await store.discovered([did])
+            yield did
+
     records = 0
-    async for result in backfill.run(await store.to_resync(10_000)):
+    async for result in backfill.run(found()):
         assert isinstance(result, Snapshot), result
         applied = await store.apply_snapshot(result)
         assert applied is not None
