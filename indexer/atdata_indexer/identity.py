@@ -237,7 +237,7 @@ def _multikey(method: dict[str, Any]) -> str | None:
     if not isinstance(kind, str) or not isinstance(key, str) or len(key) > 200:
         return None
     if kind == "Multikey":
-        return key
+        return key if key.isascii() and key.isalnum() else None  # base58
     if kind not in _LEGACY_KEYS:
         return None
     # Older documents name the curve in the type, and leave the point uncompressed.
@@ -252,7 +252,7 @@ def _multikey(method: dict[str, Any]) -> str | None:
 
 def _origin(url: Any) -> str | None:
     """*url* as `scheme://host[:port]`, or None when it is not an http(s) URL of a host."""
-    if not isinstance(url, str) or len(url) > 1000 or not url.isascii():
+    if not isinstance(url, str) or len(url) > 1000 or not (url.isascii() and url.isprintable()):
         return None
     try:
         parts = urlsplit(url)

@@ -449,3 +449,14 @@ async def test_trust(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(DidNotFound):
             await resolver.resolve("did:web:example.com")
     assert trusted == {"plc.test": True, "localhost": True, HANDLE: False, "example.com": False}
+
+
+def test_what_no_database_holds() -> None:
+    """A U+0000 in a key or in an address is neither: it would end whoever stores it."""
+    did = "did:web:example.com"
+    document = {
+        "id": did,
+        "verificationMethod": [{"id": "#atproto", "type": "Multikey", "publicKeyMultibase": "zQ3\x00"}],
+        "service": [{"id": "#atproto_pds", "type": "AtprotoPersonalDataServer", "serviceEndpoint": "https://a\x00b"}],
+    }
+    assert read_document(did, document)[0] == Identity(did, None, None, None)
