@@ -62,7 +62,8 @@ SELECT
 """
 
 _SWEEP: LiteralString = """
-SELECT reason, started_at, finished_at, checked, differing, unreachable FROM sweeps ORDER BY id DESC LIMIT 1
+SELECT reason, started_at, finished_at, checked, differing, unreachable FROM sweeps
+WHERE started_at IS NOT NULL ORDER BY id DESC LIMIT 1
 """
 
 
