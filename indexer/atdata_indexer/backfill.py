@@ -27,8 +27,7 @@ import httpx
 
 from atdata import nsid, syntax
 from atdata.errors import AtdataError, NetworkError
-from atdata_indexer.car import CarError, cid_text, decode, read_blocks, split, walk_mst
-from atdata_indexer.http import (
+from atdata_backend.http import (
     Parameters,
     Refused,
     StatusError,
@@ -38,7 +37,8 @@ from atdata_indexer.http import (
     iter_limited,
     raise_for_status,
 )
-from atdata_indexer.identity import DidNotFound, Identity, IdentityError, Resolver
+from atdata_backend.identity import DidNotFound, Identity, IdentityError, Resolver
+from atdata_indexer.car import CarError, cid_text, decode, read_blocks, split, walk_mst
 from atdata_indexer.verify import NotProven, check_signature, record_at
 
 logger = logging.getLogger(__name__)
@@ -547,7 +547,9 @@ class Backfill:
         with _failures_of(did):
             try:
                 identity, pds = await self._locate(did)
-            except DidNotFound:
+            except DidNotFound as e:
+                if not e.is_closed:
+                    raise
                 return Hosting(None, "deleted", None)
             try:
                 async with self._asking(self._host(pds)):
@@ -557,6 +559,26 @@ class Backfill:
                     return Hosting(identity, status, None)
                 raise
             return _hosting(identity, answer)
+
+    async def relayed(self, did: str) -> str | None:
+        """The state of the account as the relay has it, None where it does not say: it may hide what a host shows.
+
+        >>> await backfill.relayed(did)
+        'takendown'
+
+        Raises FetchFailed when the relay does not answer.
+        """
+        with _failures_of(did):
+            try:
+                answer = await self._query("com.atproto.sync.getRepoStatus", did=did)
+            except StatusError as e:
+                if _is_passing(e):
+                    raise
+                return None if (status := _unavailable(e)) == "not-found" else status
+        status = answer.get("status")
+        if answer.get("active") is not False:
+            return "active" if answer.get("active") is True else None
+        return status if isinstance(status, str) and _STATUS.fullmatch(status) else "inactive"
 
     async def prove(self, did: str, collection: str, rkey: str) -> RecordProof:
         """The record at *collection*/*rkey* in the repository of *did*, or that there is none, proven by its host.

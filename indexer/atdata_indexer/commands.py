@@ -14,14 +14,14 @@ import click
 import uvloop
 
 from atdata import syntax
+from atdata_backend.http import guarded_client
+from atdata_backend.identity import Resolver
 from atdata_backend.postgres import connect
 from atdata_backend.postgres import migrate as migrate_database
 from atdata_backend.settings import BackendSettings
 from atdata_indexer import audit
 from atdata_indexer.backfill import Backfill
 from atdata_indexer.events import Scope, printable
-from atdata_indexer.http import guarded_client
-from atdata_indexer.identity import Resolver
 from atdata_indexer.settings import IndexerSettings
 from atdata_indexer.store import (
     Quarantined,

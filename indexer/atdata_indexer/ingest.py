@@ -15,15 +15,15 @@ import psycopg
 
 from atdata import __version__, syntax
 from atdata.errors import AtdataError, ConfigError, NetworkError
+from atdata_backend.http import guarded_client
+from atdata_backend.identity import IdentityError, Resolver
 from atdata_backend.search.base import SearchEngine
 from atdata_indexer import events, jetstream
 from atdata_indexer.backfill import Backfill, FetchFailed, RepoUnavailable, Snapshot
 from atdata_indexer.changes import Key
 from atdata_indexer.feed import Feed
-from atdata_indexer.http import guarded_client
-from atdata_indexer.identity import IdentityError, Resolver
 from atdata_indexer.settings import IndexerSettings
-from atdata_indexer.store import AHEAD, Applied, Check, Item, Store, is_gone
+from atdata_indexer.store import AHEAD, CROWD, Applied, Check, Item, Store, is_gone
 from atdata_indexer.stream import Stream, host_of, http_url, subscription_url
 
 logger = logging.getLogger(__name__)
@@ -31,10 +31,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # In seconds: the longest between saves of a cursor that passed nothing of ours, between looks at work that nobody
-# announced, and between discoveries.
+# announced, between discoveries, and between looks for changes that are old enough to be forgotten.
 _SAVE_CURSOR = 5.0
 _LOOK = 5.0
 _DISCOVER = 86_400.0
+_PRUNE = 600.0
 
 # In seconds: how long a relay may be out of reach before the next is asked, how long an event may be on its way before
 # a difference is one, and the jump in the relay's clock that makes a gap of silence.
@@ -181,6 +182,7 @@ class _Session:
                     tasks.create_task(self._discover(backfill))
                     tasks.create_task(self._resync(backfill))
                     tasks.create_task(self._sweep(backfill))
+                tasks.create_task(self._prune())
                 tasks.create_task(self._report())
         except* Exception as group:  # noqa: BLE001
             # One cause is enough, and an operator's comes first: the others are its consequences, or as good.
@@ -432,13 +434,15 @@ class _Session:
                     logger.info("cannot resync %s: %s", result.did, result.reason)
                     await self._store.resync_failed(result.did, result.reason)
             self._resyncing.discard(result.did)
+            if len(self._resyncing) < CROWD // 2:
+                self._to_resync.set()  # others of the same host may wait behind these
             self._feed.wake.set()
 
     async def _due(self) -> AsyncIterator[str]:
         """Repositories to be read whole, each until it was."""
         while True:
             self._to_resync.clear()
-            due = await self._store.to_resync(100, but=self._resyncing)
+            due = await self._store.to_resync(CROWD, but=self._resyncing)
             self._resyncing.update(due)
             for did in due:
                 yield did
@@ -538,6 +542,10 @@ class _Session:
                     rev = hosting.rev
                 if rev is not None and await self._store.checked(did, rev):
                     return
+                if asked.status != "active" and (word := await backfill.relayed(did)) not in (None, "active"):
+                    # The relay took it down: its host would never know.
+                    await self._store.found_unavailable(asked, word)
+                    return
                 await asyncio.sleep(_ON_ITS_WAY)
                 if rev is None or not await self._store.checked(did, rev):
                     await self._store.differs(asked, f"its host is at {rev}")
@@ -556,6 +564,12 @@ class _Session:
             return await self._store.to_check(limit, but=but)
 
         await _work_off(due, check, self._to_check, places=_AT_A_TIME, key=_did)
+
+    async def _prune(self) -> None:
+        """Forget old changes, now and then."""
+        while True:
+            await self._store.prune_changes()
+            await asyncio.sleep(_PRUNE)
 
     async def _report(self) -> None:
         """Say how it goes, about once a second, and save a cursor that passed nothing of ours."""

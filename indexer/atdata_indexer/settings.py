@@ -34,7 +34,6 @@ class IndexerSettings(BackendSettings):
         description="Namespaces whose records are kept, with commas between them. `science.alt.dataset` is the other"
         " one that is understood.",
     )
-    plc_url: str = Field(default="https://plc.directory", description="Directory of did:plc documents.")
     handle_resolver: str | None = Field(
         default=None,
         description="Service to ask what DID a handle belongs to, instead of DNS and HTTPS: for local networks, whose"
@@ -44,10 +43,6 @@ class IndexerSettings(BackendSettings):
         default=True,
         description="Fetch what was published before the firehose was first read, and what it skipped. Off: only what"
         " comes by from now on.",
-    )
-    allow_private_hosts: bool = Field(
-        default=False,
-        description="Let DID documents name hosts on private and loopback addresses: for local networks only.",
     )
     quarantine_bytes: int = Field(
         default=1_000_000_000,

@@ -13,7 +13,7 @@ from typing import Any, Literal, LiteralString, NamedTuple
 
 import orjson
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
@@ -21,6 +21,7 @@ from atdata import syntax
 from atdata.atmosphere import records
 from atdata.nsid import PREFIX, kind_of
 from atdata_backend import postgres
+from atdata_backend.identity import Identity
 from atdata_indexer.backfill import FetchFailed, RecordProof, Snapshot
 from atdata_indexer.changes import KEY_NEEDED, Changes, Key, Repository, Written, fold
 from atdata_indexer.events import (
@@ -36,7 +37,6 @@ from atdata_indexer.events import (
     json_size,
     read_record,
 )
-from atdata_indexer.identity import Identity
 from atdata_indexer.jetstream import parse_any
 
 logger = logging.getLogger(__name__)
@@ -63,9 +63,17 @@ _MAX_CONFIRMATIONS = 50
 # How often a host may be behind what was said of a record. Then what was said was made up.
 _BEHIND = 3
 
+# How long changes are kept, and how many are forgotten at once: others wait for the writer meanwhile.
+_CHANGES = {"kept": timedelta(days=7), "piece": 10_000}
+
+#: So many repositories of one host are read before it is others' turn.
+CROWD = 32
+
 # Bytes of JSON that are written to one repository in one transaction, and in one statement of it.
 _MAX_REPOSITORY_JSON = 128_000_000
 _MAX_STATEMENT_JSON = 4_000_000
+# Bytes of records that are read before it is others' turn: some milliseconds of work.
+_READ_AT_ONCE = 50_000
 
 # What Postgres says to values it cannot hold, whatever we checked before: class 22, and class 54 (too long, too deep).
 _REFUSED = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex)
@@ -310,7 +318,11 @@ class Store:
         return {did for (did,) in rows}
 
     async def to_resync(self, limit: int, *, but: Collection[str] = ()) -> list[str]:
-        """Repositories that are to be read whole, *but* for those that are being read; the longest waiting first."""
+        """Repositories that are to be read whole, *but* for those that are being read; the longest waiting first.
+
+        Not those of hosts of which many are being read: however slow one is, and however many it has, there is room
+        for the others'.
+        """
         return await self._take_desynced("whole", limit, but)
 
     async def to_refresh(self, limit: int, *, keys_only: bool, but: Collection[str] = ()) -> list[str]:
@@ -328,12 +340,16 @@ class Store:
                         SELECT did FROM repositories
                         WHERE desynced IS NOT NULL AND resync_at <= now() AND did <> ALL (%(but)s)
                         AND (%(which)s = 'any' OR (desynced = %(key)s) = (%(which)s = 'key'))
-                        AND (status = 'active' OR account_seq IS NULL) ORDER BY resync_at LIMIT %(limit)s
+                        AND (status = 'active' OR account_seq IS NULL)
+                        AND (pds IS NULL OR pds NOT IN (
+                            SELECT pds FROM repositories WHERE did = ANY (%(but)s) AND pds IS NOT NULL
+                            GROUP BY pds HAVING count(*) >= %(crowd)s
+                        )) ORDER BY resync_at LIMIT %(limit)s
                     )
                     UPDATE repositories r SET resync_started_at = clock_timestamp() FROM due WHERE r.did = due.did
                     RETURNING r.did, r.resync_at
                     """,
-                    {"but": list(but), "which": which, "key": KEY_NEEDED, "limit": limit},
+                    {"but": list(but), "which": which, "key": KEY_NEEDED, "limit": limit, "crowd": CROWD},
                 )
             ).fetchall()
         return [did for did, _ in sorted(rows, key=lambda row: row[1])]
@@ -355,10 +371,14 @@ class Store:
         async with self._alone() as connection:
             held = await self._cids(connection, did)
         reader = RecordReader(_MAX_REPOSITORY_JSON)
+        size = 0
         for record in snapshot.records:
             if held.get((record.collection, record.rkey)) != record.cid:
                 reader.read(*record)
-                await asyncio.sleep(0)
+                size += len(record.block)
+                if size > _READ_AT_ONCE:
+                    size = 0
+                    await asyncio.sleep(0)  # others' turn
         async with self._alone() as connection, connection.transaction():
             known = (await self._held(connection, [did])).get(did, Repository())
             latest = max(known.rev or "", known.wanted or "")
@@ -385,21 +405,28 @@ class Store:
             for key, reason in (await self._write_records(connection, changes)).items():
                 rejected.append(Item(Rejected("refused-by-database", reason, did), blocks[key], None))
             changes.repositories[did] = replace(known, rev=snapshot.rev, data=snapshot.data, wanted=None)
-            await self._write(connection, changes, rejected)
-            # Its host gives it out, so it is not hidden, unless the stream has told us otherwise.
-            await connection.execute(
-                "UPDATE repositories SET resynced_at = now(), wanted_rev = NULL, behind_times = 0, behind_rev = NULL,"
-                " status = CASE WHEN account_seq IS NULL THEN 'active' ELSE status END WHERE did = %s",
-                [did],
-            )
-            await connection.execute(
-                "UPDATE records SET verified_at = now(), verified_key = %s, commit_cid = %s"
-                " WHERE did = %s AND verified_at IS NULL",
-                [snapshot.identity.signing_key, snapshot.commit, did],
-            )
-            await connection.execute(_OUTBOX_OF_REPOSITORIES, [[did]])
-            await connection.execute("DELETE FROM confirmations WHERE did = %s", [did])
-            applied = await self._go_on(connection, snapshot.identity)
+            async with connection.pipeline():
+                await self._request(connection, changes, rejected)
+                # Its host gives it out, so it is not hidden, unless the stream has told us otherwise.
+                await connection.execute(
+                    "UPDATE repositories SET resynced_at = now(), wanted_rev = NULL, behind_times = 0,"
+                    # Who has itself read over and over waits longer each time.
+                    " resync_pause = CASE WHEN resynced_at > now() - 3 * resync_pause"
+                    " THEN least(2 * resync_pause, interval '1 hour') ELSE interval '10 seconds' END,"
+                    " behind_rev = NULL, status = CASE WHEN account_seq IS NULL THEN 'active' ELSE status END"
+                    " WHERE did = %s",
+                    [did],
+                )
+                await connection.execute(
+                    "UPDATE records SET verified_at = now(), verified_key = %s, commit_cid = %s"
+                    " WHERE did = %s AND verified_at IS NULL",
+                    [snapshot.identity.signing_key, snapshot.commit, did],
+                )
+                if known.status != "active":
+                    await connection.execute(_OUTBOX_OF_REPOSITORIES, [[did]])
+                await connection.execute("DELETE FROM confirmations WHERE did = %s", [did])
+                frames = await self._release(connection, snapshot.identity, is_whole=True)
+            applied = await self._go_on(connection, did, await frames.fetchall())
         applied.written += sum(record is not None for record in changes.records.values())
         applied.deleted += sum(record is None for record in changes.records.values())
         applied.quarantined += len(rejected)
@@ -409,11 +436,11 @@ class Store:
     async def apply_identity(self, identity: Identity) -> Applied:
         """Go on with what waited for the signing key of a repository. *identity* has one."""
         async with self._alone() as connection, connection.transaction():
-            return await self._go_on(connection, identity, is_whole=not self._backfill)
+            frames = await self._release(connection, identity, is_whole=not self._backfill)
+            return await self._go_on(connection, identity.did, await frames.fetchall())
 
-    async def _go_on(self, connection: AsyncConnection, identity: Identity, *, is_whole: bool = True) -> Applied:
-        """Apply what waited for a repository, in order. Not *is_whole*, only its key was missing."""
-        did = identity.did
+    async def _release(self, connection: AsyncConnection, identity: Identity, *, is_whole: bool) -> AsyncCursor[Any]:
+        """Note who *identity* is now, and take out the frames that waited for it. Not *is_whole*, only its key did."""
         await connection.execute(
             "UPDATE repositories SET signing_key = %s, pds = %s, resolved_at = now(), trouble = NULL, resync_tries = 0,"
             " desynced = CASE WHEN resync_started_at = 'infinity' THEN 'more came than could wait for it'"
@@ -421,15 +448,16 @@ class Store:
             " WHEN desynced_at > resync_started_at OR (NOT %s AND desynced <> %s) THEN desynced END,"
             " resync_at = CASE WHEN resync_started_at = 'infinity' THEN now() + interval '10 seconds'"
             " ELSE resync_at END WHERE did = %s",
-            [identity.signing_key, identity.pds, is_whole, KEY_NEEDED, did],
+            [identity.signing_key, identity.pds, is_whole, KEY_NEEDED, identity.did],
         )
-        frames = await (
-            await connection.execute(
-                "DELETE FROM pending_frames p USING repositories r WHERE p.did = %s AND r.did = p.did"
-                " RETURNING p.id, p.seq, p.frame, p.received_at >= r.resync_started_at",
-                [did],
-            )
-        ).fetchall()
+        return await connection.execute(
+            "DELETE FROM pending_frames p USING repositories r WHERE p.did = %s AND r.did = p.did"
+            " RETURNING p.id, p.seq, p.frame, p.received_at >= r.resync_started_at",
+            [identity.did],
+        )
+
+    async def _go_on(self, connection: AsyncConnection, did: str, frames: Sequence[tuple[Any, ...]]) -> Applied:
+        """Apply the *frames* that waited for a repository, in order."""
         scope = Scope(self._prefixes, {did}, syntax.tid_at(datetime.now(UTC) + AHEAD))
         items: list[Item] = []
         early = size = 0
@@ -851,6 +879,15 @@ class Store:
             await connection.execute(_OUTBOX, [list(stale)])
             await connection.execute(_outbox("SELECT uri FROM records WHERE kind = 'dataset'"))
 
+    # Changes, which triggers write down: see migration 0005.
+
+    async def prune_changes(self) -> None:
+        """Forget changes that are older than a week: who was away for longer begins anew."""
+        while True:
+            async with self._alone() as connection:
+                if not (await connection.execute(_PRUNE_CHANGES, _CHANGES)).rowcount:
+                    return
+
     # Status.
 
     async def report(self, status: Mapping[str, Any]) -> None:
@@ -931,16 +968,20 @@ class Store:
     async def _write(self, connection: AsyncConnection, changes: Changes, rejected: Sequence[Item]) -> None:
         """Write *changes*, but for the records that are there already, and set the *rejected* aside."""
         async with connection.pipeline():
-            await self._write_repositories(connection, changes)
-            if changes.suspects:
-                await connection.execute(
-                    "UPDATE repositories SET check_at = coalesce(check_at, now() + interval '1 minute')"
-                    " WHERE did = ANY(%b)",
-                    [list(changes.suspects)],
-                )
-            await self._write_searchable(connection, changes)
-            if rejected:
-                await self._quarantine(connection, rejected)
+            await self._request(connection, changes, rejected)
+
+    async def _request(self, connection: AsyncConnection, changes: Changes, rejected: Sequence[Item]) -> None:
+        """`_write`, in a pipeline of the caller's."""
+        await self._write_repositories(connection, changes)
+        if changes.suspects:
+            await connection.execute(
+                "UPDATE repositories SET check_at = coalesce(check_at, now() + interval '1 minute')"
+                " WHERE did = ANY(%b)",
+                [list(changes.suspects)],
+            )
+        await self._write_searchable(connection, changes)
+        if rejected:
+            await self._quarantine(connection, rejected)
 
     async def _write_repositories(self, connection: AsyncConnection, changes: Changes) -> None:
         if changes.repositories:
@@ -1094,7 +1135,7 @@ ON CONFLICT (did) DO UPDATE SET
     desynced_at = CASE WHEN excluded.desynced IS DISTINCT FROM repositories.desynced THEN clock_timestamp()
         ELSE repositories.desynced_at END,
     resync_at = CASE WHEN repositories.desynced IS NOT NULL OR excluded.desynced IS NULL THEN repositories.resync_at
-        ELSE greatest(now(), repositories.resynced_at + interval '10 seconds',
+        ELSE greatest(now(), repositories.resynced_at + repositories.resync_pause,
                       repositories.resolved_at + interval '2 seconds') END,
     -- What is said to be deleted and writes all the same: its host is asked.
     purge_at = CASE WHEN repositories.status = 'deleted' AND excluded.desynced IS NOT NULL
@@ -1133,7 +1174,7 @@ ON CONFLICT (uri) DO UPDATE SET rev = excluded.rev, at = now(), tries = 0 WHERE 
 
 _MANY_CONFIRMATIONS = """
 UPDATE repositories SET desynced = 'many of its records are to be proven', desynced_at = clock_timestamp(),
-    resync_at = greatest(now(), resynced_at + interval '10 seconds')
+    resync_at = greatest(now(), resynced_at + resync_pause)
 WHERE did = ANY(%b::text[]) AND desynced IS NULL
 AND (SELECT count(*) FROM confirmations c WHERE c.did = repositories.did) > %s
 """
@@ -1188,6 +1229,17 @@ SELECT changes, uri FROM (
     WINDOW earlier AS (ORDER BY o.id)
 ) entries
 WHERE number = 1 OR bytes < 16000000 ORDER BY id
+"""
+
+# A piece from the beginning, however the clock was set meanwhile: what is kept has no gaps. No rows when it is done.
+_PRUNE_CHANGES = """
+WITH pruned AS (
+    DELETE FROM changes WHERE seq <= (
+        SELECT max(seq) FROM (SELECT seq, at FROM changes ORDER BY seq LIMIT %(piece)s) oldest
+        WHERE at < now() - %(kept)s
+    ) RETURNING seq
+)
+UPDATE changes_pruned SET seq = (SELECT max(seq) FROM pruned) WHERE EXISTS (SELECT FROM pruned)
 """
 
 _QUARANTINE = """
@@ -1305,8 +1357,21 @@ async def mend(connection: AsyncConnection, hosted: Mapping[str, str | None], ur
 
     *hosted* maps DIDs to what their hosts say of them: active, or why not; None leaves what is known of that.
     """
+    while True:
+        try:
+            await _mend(connection, hosted, uris)
+        except psycopg.errors.LockNotAvailable:
+            await asyncio.sleep(0.1)
+        else:
+            return
+
+
+async def _mend(connection: AsyncConnection, hosted: Mapping[str, str | None], uris: Collection[str]) -> None:
     why = "it differed from its host"
     async with connection.transaction():
+        # Whoever changes records or accounts takes turns (see the table `changes`), with rows of repositories in hand:
+        # where the indexer does, too, it is this that gives way, before Postgres makes one of the two do so.
+        await connection.execute("SET LOCAL lock_timeout = '500ms'")
         await connection.execute(
             "UPDATE repositories r SET status = coalesce(t.status, r.status), desynced = %s,"
             " desynced_at = clock_timestamp(), resync_at = now(), resync_tries = 0, purge_at = CASE"

@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 __all__ = [
@@ -93,6 +94,7 @@ def is_record_key(s: str) -> bool:
     return _RECORD_KEY.fullmatch(s) is not None
 
 
+@lru_cache(1024)  # the URI of a schema is in the records of all its datasets, and read and checked in each
 def is_at_uri(s: str) -> bool:
     """True for an AT URI of a repository, a collection or a record; without query, fragment or trailing slash."""
     match = _AT_URI.fullmatch(s) if len(s) <= 8192 else None
@@ -147,6 +149,7 @@ def is_datetime(s: str) -> bool:
     return _instant(s) is not None
 
 
+@lru_cache(64)  # what checks a record and what reads it both want to know
 def _instant(s: str) -> datetime | None:
     if _DATETIME.fullmatch(s) is None:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import select
 from importlib import resources
 
 import psycopg
@@ -105,7 +106,7 @@ async def open_pool(url: str, *, max_size: int = 8) -> AsyncConnectionPool:
         # Seconds that it goes on trying by itself when the server is gone; the next request makes it try again at once.
         reconnect_timeout=5.0,
         # A restarted server leaves dead connections in the pool: look before handing one out.
-        check=AsyncConnectionPool.check_connection,
+        check=_check,
         kwargs={
             "autocommit": True,
             "options": "-c default_transaction_read_only=on -c statement_timeout=10s -c timezone=UTC",
@@ -113,6 +114,15 @@ async def open_pool(url: str, *, max_size: int = 8) -> AsyncConnectionPool:
     )
     await pool.open(wait=True, timeout=10)
     return pool
+
+
+async def _check(connection: AsyncConnection) -> None:
+    """Raise what psycopg raises if *connection* is dead. Asking the server would take as long as a query."""
+    # Of an idle connection there is nothing to read, unless the server has said good-bye, or is gone.
+    waiting = select.poll()
+    waiting.register(connection.fileno(), select.POLLIN)
+    if waiting.poll(0):
+        await AsyncConnectionPool.check_connection(connection)
 
 
 def _version(row: TupleRow | None) -> int:

@@ -83,7 +83,7 @@ def _variable(name: str) -> str:
 
 
 class BackendSettings(Settings):
-    """Where the records and the search documents are."""
+    """Where the records and the search documents are, and whom to ask for identities."""
 
     database_url: str = Field(
         description="Postgres to use, as `postgresql://…`. `atdata up` starts an embedded one when it is not set."
@@ -95,6 +95,12 @@ class BackendSettings(Settings):
         default=None, description="A Meilisearch server to use instead of the embedded search engine."
     )
     meili_key: str | None = Field(default=None, description="API key of the Meilisearch server.")
+    plc_url: str = Field(default="https://plc.directory", description="Directory of did:plc documents.")
+    allow_private_hosts: bool = Field(
+        default=False,
+        description="Let records and DID documents name hosts on private and loopback addresses: for local networks"
+        " only.",
+    )
 
     def open_engine(self) -> SearchEngine:
         """The search engine these settings name."""

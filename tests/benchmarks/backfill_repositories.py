@@ -27,9 +27,9 @@ from frames import DATASET, dataset
 from network.atproto_network import Network, creation, start_network
 from postgres import TestDatabases, databases
 
+from atdata_backend.http import guarded_client
+from atdata_backend.identity import Resolver
 from atdata_indexer.backfill import Backfill, Snapshot
-from atdata_indexer.http import guarded_client
-from atdata_indexer.identity import Resolver
 from atdata_indexer.store import Store
 
 

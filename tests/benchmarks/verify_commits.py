@@ -29,9 +29,9 @@ import zstandard
 from conformance import shared_folder
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from atdata_indexer import verify
+from atdata_backend import signatures
+from atdata_backend.identity import read_document
 from atdata_indexer.car import decode, split
-from atdata_indexer.identity import read_document
 from atdata_indexer.verify import Op, check_signature, tree_before
 
 
@@ -74,7 +74,7 @@ def signature_floor(commits: Sequence[Commit]) -> Callable[[], None]:
         fields = decode(commit.block)
         signature = fields.pop("sig")
         der = encode_dss_signature(int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big"))
-        public: Any = verify._public_key(commit.key)
+        public: Any = signatures._public_key(commit.key)
         prepared.append((public, der, cbrrr.encode_dag_cbor(fields)))
 
     def run() -> None:

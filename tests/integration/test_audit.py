@@ -10,11 +10,11 @@ import psycopg
 import pytest
 from frames import DATASET, DID, block, cid, dataset, multikey, rev
 
+from atdata_backend.identity import Identity
 from atdata_backend.search.tantivy import TantivyEngine
 from atdata_indexer import audit, commands
 from atdata_indexer.backfill import FetchFailed, RepoRecord, Result, Snapshot
 from atdata_indexer.car import cid_text
-from atdata_indexer.identity import Identity
 from atdata_indexer.settings import IndexerSettings
 from atdata_indexer.store import Store
 

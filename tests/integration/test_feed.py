@@ -11,11 +11,11 @@ import pytest
 from frames import DATASET, DID, SCHEMA, Op, Repo, account, dataset, multikey, schema
 
 from atdata.errors import NetworkError
+from atdata_backend.identity import Identity
 from atdata_backend.search.base import Document, Query
 from atdata_backend.search.tantivy import TantivyEngine
 from atdata_indexer.events import Scope, parse
 from atdata_indexer.feed import Feed
-from atdata_indexer.identity import Identity
 from atdata_indexer.store import Item, Store, request_rebuild
 
 

@@ -17,11 +17,11 @@ from integration.test_ingest import relay, rows, until
 from jetstream import Host, Hosted, Jetstream, account, commit, host, jetstream, message, now
 
 from atdata.syntax import tid_at
+from atdata_backend.identity import Identity
 from atdata_backend.search import open_engine
 from atdata_indexer.backfill import RecordProof, RepoRecord, Snapshot
 from atdata_indexer.car import cid_text
 from atdata_indexer.events import Scope
-from atdata_indexer.identity import Identity
 from atdata_indexer.ingest import Indexer
 from atdata_indexer.jetstream import parse
 from atdata_indexer.settings import IndexerSettings

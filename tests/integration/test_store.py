@@ -29,12 +29,12 @@ from frames import (
 )
 from psycopg.rows import dict_row
 
+from atdata_backend.identity import Identity
 from atdata_indexer import store as store_module
 from atdata_indexer.backfill import FetchFailed, RepoRecord, Snapshot
 from atdata_indexer.car import cid_text, split
 from atdata_indexer.events import Commit, RecordWritten, Scope, parse
-from atdata_indexer.identity import Identity
-from atdata_indexer.store import Applied, Check, Item, Store, forget_cursor, mend, unmended
+from atdata_indexer.store import CROWD, Applied, Check, Item, Store, forget_cursor, mend, unmended
 
 OTHER = "did:plc:" + "b" * 24
 IDENTITY = Identity(DID, None, "https://pds.example", multikey(DID))
@@ -600,6 +600,41 @@ async def test_a_snapshot_from_before_what_was_found(store: Store, repo: Repo, d
     await store.differs(check, "it is elsewhere again")
     assert await store.apply_snapshot(snapshot_of(repo, 2, song=dataset())) is not None
     assert await store.to_resync(10) == [DID]
+
+
+async def test_a_host_with_many_leaves_room(store: Store, database_url: str) -> None:
+    """While many repositories of one host are being read, it is others' turn, however long its own have waited."""
+    honest = "did:plc:" + "h" * 24
+    crowd = [f"did:plc:{n:024}" for n in range(CROWD + 8)]
+    await store.discovered(crowd)
+    with psycopg.connect(database_url, autocommit=True) as admin:
+        admin.execute("UPDATE repositories SET pds = 'https://slow.example', resync_at = now() - interval '1 day'")
+    taken = await store.to_resync(CROWD)
+    assert len(taken) == CROWD
+    await store.discovered([honest])
+    assert await store.to_resync(CROWD, but=taken) == [honest]
+    assert len(await store.to_resync(CROWD, but=[*taken[1:], honest])) == 9
+
+
+async def test_who_is_read_over_and_over_waits(store: Store, repo: Repo, database_url: str) -> None:
+    """A repository that is out of step again as soon as it was read waits twice as long each time; a quiet one not."""
+
+    async def pause(seq: int, after: str) -> int:
+        """How long it waits when it is out of step, *after* it was read before and read now."""
+        with psycopg.connect(database_url, autocommit=True) as admin:
+            admin.execute("UPDATE repositories SET resynced_at = resynced_at - %s::interval", [after])
+            await store.apply_snapshot(snapshot_of(repo, seq, song=dataset()))
+            repo.rev = rev(seq + 1)
+            await feed(store, [repo.commit(seq + 2, [("update", PATH, dataset())])])
+            row = admin.execute(
+                "SELECT extract(epoch FROM resync_at - resynced_at) FROM repositories WHERE did = %s", [DID]
+            ).fetchone()
+            assert row is not None
+            return round(row[0])
+
+    await feed(store, [repo.commit(1, [("create", PATH, dataset())])])
+    times = enumerate(["1 s", "11 s", "21 s", "41 s", "10 min"], 1)
+    assert [await pause(10 * n, after) for n, after in times] == [10, 20, 40, 80, 10]
 
 
 async def test_a_commit_too_big_and_a_host_that_lags(store: Store, repo: Repo, database_url: str) -> None:

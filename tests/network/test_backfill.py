@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from network.atproto_network import Account, Network, creation
 
+from atdata_backend.http import guarded_client
+from atdata_backend.identity import Resolver
 from atdata_indexer import backfill as module
 from atdata_indexer.backfill import Backfill, FetchFailed, Head, Hosting, RepoUnavailable, Snapshot
 from atdata_indexer.car import decode_record
-from atdata_indexer.http import guarded_client
-from atdata_indexer.identity import Resolver
 
 DATASET = "ac.foundation.dataset.record"
 LABEL = "ac.foundation.dataset.label"
@@ -158,8 +158,9 @@ async def test_states(network: Network, account: Account, backfill: Backfill) ->
 
 
 async def test_a_did_that_is_not_there(backfill: Backfill) -> None:
-    """A DID that the directory does not have is gone."""
-    assert await backfill.status("did:plc:" + "a" * 24) == Hosting(None, "deleted", None)
+    """Of a DID that the directory does not have, nothing can be told: it may be the wrong directory."""
+    with pytest.raises(FetchFailed, match="404"):
+        await backfill.status("did:plc:" + "a" * 24)
 
 
 async def test_proofs_of_records(network: Network, account: Account, backfill: Backfill) -> None:

@@ -9,8 +9,8 @@ import pytest
 from network.atproto_network import Account, Network
 
 from atdata.errors import NetworkError
-from atdata_indexer.http import Refused, guarded_client
-from atdata_indexer.identity import DidNotFound, Identity, Resolver
+from atdata_backend.http import Refused, guarded_client
+from atdata_backend.identity import DidNotFound, Identity, Resolver
 
 
 @pytest.fixture

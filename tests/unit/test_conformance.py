@@ -29,10 +29,11 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from repositories import car, cid_of, encode, tree
 
 from atdata.lexicon import Lexicons
+from atdata_backend.identity import read_document
+from atdata_backend.signatures import BadSignature, check_bytes
 from atdata_indexer import verify
 from atdata_indexer.car import CarError, decode, decode_record, split, walk_mst
-from atdata_indexer.identity import read_document
-from atdata_indexer.verify import NotProven, Op, check_bytes, check_signature, record_at, tree_before
+from atdata_indexer.verify import NotProven, Op, check_signature, record_at, tree_before
 
 Blocks = Mapping[bytes, bytes | memoryview]
 
@@ -101,7 +102,7 @@ def test_signature_fixtures() -> None:
             check_bytes(
                 unpadded(case["messageBase64"]), unpadded(case["signatureBase64"]), multikey(case["publicKeyDid"])
             )
-        except NotProven as e:
+        except BadSignature as e:
             results.append((e.reason, case["validSignature"], case["tags"]))
         else:
             results.append(("valid", case["validSignature"], case["tags"]))
@@ -148,7 +149,7 @@ def test_did_key_vectors() -> None:
         r, s = decode_dss_signature(private.sign(b"message", ec.ECDSA(hashes.SHA256())))
         low, high = sorted((s, order - s))
         check_bytes(b"message", r.to_bytes(32, "big") + low.to_bytes(32, "big"), key)
-        with pytest.raises(NotProven, match="upper half"):
+        with pytest.raises(BadSignature, match="upper half"):
             check_bytes(b"message", r.to_bytes(32, "big") + high.to_bytes(32, "big"), key)
         if prefix == b"\xe7\x01":
             assert coincurve.PrivateKey.from_int(number).public_key.format() == point

@@ -324,6 +324,24 @@ def test_no_bytes_raise(data: bytes, seed: int) -> None:
     assert isinstance(parse(bytes(mutilated), FOLLOWING), Frame)
 
 
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        b"".join(b"\x9a" + (900_000 - 5 * depth).to_bytes(4, "big") for depth in range(1, 100)),
+        b"\x81" * 200,
+        b"\x9a" + (900_000).to_bytes(4, "big"),
+        b"\x00" + b"".join(b"\x9a" + (900_000 - 5 * depth).to_bytes(4, "big") for depth in range(1, 100)),
+    ],
+)
+def test_claims_of_arrays_are_not_believed(arrays: bytes) -> None:
+    """A frame whose arrays all claim what is left of it is refused before anything is allocated for them."""
+    data = frame("#commit", {})[:-1] + b"\xa1\x61a" + arrays
+    (refused,) = parse(data + b"\0" * 900_000, OURS).events
+    assert isinstance(refused, Rejected)
+    assert refused.reason == "not-cbor"
+    assert any(said in refused.detail for said in ("are to follow", "nested deeper", "items in one", "follow its end"))
+
+
 class _Everybody(frozenset[str]):
     def __contains__(self, item: object) -> bool:
         return True

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atdata.errors import NetworkError
-from atdata_indexer import identity
-from atdata_indexer.identity import DidNotFound, Identity, IdentityError, Resolver, read_document
+from atdata_backend import identity
+from atdata_backend.identity import DidNotFound, Identity, IdentityError, Resolver, read_document
 
 PLC = "http://plc.test:2582"
 DID = "did:plc:2a7ygipkrbh544aqhcav53oy"
@@ -185,10 +185,11 @@ async def test_other_dids(did: str) -> None:
 @pytest.mark.parametrize("status", [404, 410])
 @pytest.mark.parametrize("did", [DID, "did:web:example.com"])
 async def test_no_such_did(did: str, status: int) -> None:
-    """A DID that is unknown, or closed by a tombstone, is DidNotFound."""
+    """A DID that is unknown, or closed by a tombstone, is DidNotFound; a directory may just not know it."""
     pages = {f"{PLC}/{DID}": status, "https://example.com/.well-known/did.json": status}
-    with pytest.raises(DidNotFound, match=rf"{did}: http.* answers {status}"):
+    with pytest.raises(DidNotFound, match=rf"{did}: http.* answers {status}") as found:
         await resolve(did, pages)
+    assert found.value.is_closed == (status == 410 or did != DID)
 
 
 @pytest.mark.parametrize("page", [500, 429, 302, "<html>", b"\xff", "[" * 100_000, b"x" * 300_000])

@@ -14,14 +14,17 @@ import libipld
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from repositories import cid_of, encode, tree
+from signers import Signer, raw
 
+from atdata_backend import signatures
+from atdata_backend.signatures import BadSignature, check_bytes
 from atdata_indexer import verify
 from atdata_indexer.car import walk_mst
-from atdata_indexer.verify import NotProven, Op, check_bytes, check_signature, record_at, tree_before
+from atdata_indexer.verify import NotProven, Op, check_signature, record_at, tree_before
 
 Records = Mapping[str, bytes]
 Blocks = Mapping[bytes, bytes | memoryview]
@@ -58,7 +61,7 @@ LOW, HIGH, TOP = KEYS[0], KEYS[1], KEYS[4]
 
 def reason(call: Any, *arguments: Any) -> str:
     """Why it is not proven."""
-    with pytest.raises(NotProven) as caught:
+    with pytest.raises((NotProven, BadSignature)) as caught:
         call(*arguments)
     assert str(caught.value)
     return caught.value.reason
@@ -68,44 +71,11 @@ def outcome(call: Any, *arguments: Any) -> Any:
     """What is proven, or why nothing is."""
     try:
         return call(*arguments)
-    except NotProven as e:
+    except (NotProven, BadSignature) as e:
         return e.reason
 
 
 # --- signatures
-
-
-class Signer:
-    """An account's key of either curve, which signs as the protocol says or otherwise."""
-
-    def __init__(self, curve: str) -> None:
-        self.curve: ec.EllipticCurve = ec.SECP256K1() if curve == "secp256k1" else ec.SECP256R1()
-        self.prefix = {"secp256k1": b"\xe7\x01", "p256": b"\x80\x24"}[curve]
-        self.order = {
-            "secp256k1": 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141,
-            "p256": 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
-        }[curve]
-        self.private = ec.derive_private_key(0xC0FFEE, self.curve)
-
-    def point(self, form: serialization.PublicFormat = serialization.PublicFormat.CompressedPoint) -> bytes:
-        return self.private.public_key().public_bytes(serialization.Encoding.X962, form)
-
-    @property
-    def key(self) -> str:
-        return libipld.encode_multibase("z", self.prefix + self.point())
-
-    def numbers(self, message: bytes) -> tuple[int, int]:
-        """r and the lower s."""
-        r, s = decode_dss_signature(self.private.sign(message, ec.ECDSA(hashes.SHA256())))
-        return r, min(s, self.order - s)
-
-    def sign(self, message: bytes) -> bytes:
-        r, s = self.numbers(message)
-        return raw(r, s)
-
-
-def raw(r: int, s: int) -> bytes:
-    return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
 @pytest.fixture(params=["secp256k1", "p256"])
@@ -337,7 +307,7 @@ def test_keys_that_are_none(signer: Signer) -> None:
 @given(st.binary(max_size=300), st.text(max_size=60), st.binary(max_size=70))
 @example(b"\xa0", "z", b"")
 def test_any_commit_and_key(block: bytes, key: str, signature: bytes) -> None:
-    """Whatever comes for a commit, a signature or a key is refused as NotProven and nothing else."""
+    """Whatever comes for a commit, a signature or a key is refused as NotProven or BadSignature and nothing else."""
     assert reason(check_signature, block, key) in ("bad-commit", "bad-key", "bad-signature")
     assert reason(check_bytes, block, signature, key) in ("bad-key", "bad-signature")
     assert reason(check_bytes, block, signature, Signer("p256").key) == "bad-signature"
@@ -345,11 +315,11 @@ def test_any_commit_and_key(block: bytes, key: str, signature: bytes) -> None:
 
 def test_the_memory_of_keys_is_bounded() -> None:
     """Decoded keys are remembered up to a number, and refused ones not at all."""
-    assert verify._public_key.cache_info().maxsize is not None
-    before = verify._public_key.cache_info().currsize
+    assert signatures._public_key.cache_info().maxsize is not None
+    before = signatures._public_key.cache_info().currsize
     for n in range(50):
         assert reason(check_bytes, MESSAGE, bytes(64), f"z{n}") == "bad-key"
-    assert verify._public_key.cache_info().currsize == before
+    assert signatures._public_key.cache_info().currsize == before
 
 
 # --- trees: what they prove of one record

@@ -11,7 +11,7 @@ import asyncio
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
@@ -21,9 +21,11 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-import httpcore
+import aiohttp
 import httpx
 import orjson
+import yarl
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from atdata.errors import NetworkError
 
@@ -51,9 +53,6 @@ Parameters = Mapping[str, str | int | Sequence[str]]
 _TRUSTED: Final = "atdata_trusted"
 _MAX_ADDRESSES: Final = 3
 _MAX_ERROR_BODY: Final = 4096
-# In bytes and seconds: when pieces of a body are handed on.
-_PIECE: Final = 2**16
-_PIECE_DEADLINE: Final = 0.1
 
 
 class Refused(NetworkError):
@@ -91,7 +90,7 @@ def guarded_client(
         transport=_GuardedTransport(allow_private, per_host, resolve),
         timeout=httpx.Timeout(timeout, pool=None),
         headers={
-            "User-Agent": f"atdata-indexer/{version('atdata-network')}",
+            "User-Agent": f"atdata-network/{version('atdata-network')}",
             # Compressed answers could be a thousand times longer than their limit.
             "Accept-Encoding": "identity",
         },
@@ -276,151 +275,156 @@ class _SystemResolver:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-class _CheckedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to addresses, never to names: what was checked is what is connected to."""
+class _CheckedResolver(AbstractResolver):
+    """Resolves names to addresses that may be connected to, and to nothing else."""
 
     def __init__(self, resolve: Resolve, allow_private: bool) -> None:
         self._resolve = resolve
         self._allow_private = allow_private
-        # Without anyio, which httpx always brings, httpcore has a stand-in here; its type confuses pyright.
-        self._inner: httpcore.AsyncNetworkBackend = httpcore.AnyIOBackend()  # pyright: ignore
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
         try:
-            async with asyncio.timeout(timeout):
-                addresses = await self._resolve(host, port)
-        # UnicodeError: a label longer than 63 characters.
-        except (OSError, UnicodeError) as e:
-            raise httpcore.ConnectError(f"{host} does not resolve: {str(e) or 'no answer in time'}") from e
+            addresses = await self._resolve(host, port)
+        except UnicodeError as e:  # a label longer than 63 characters
+            raise OSError(str(e)) from e
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for address in self.allowed(host, addresses)
+        ]
+
+    def allowed(self, host: str, addresses: Sequence[str]) -> list[str]:
+        """Those of a host's *addresses* that may be connected to. Raises Refused when none may."""
         allowed = [address for address in addresses if self._allow_private or is_public(address)][:_MAX_ADDRESSES]
         if not allowed:
             raise Refused(f"{host} is at {', '.join(addresses[:3])}: not on the public internet")
-        failure: Exception | None = None
-        for address in allowed:
-            try:
-                return await self._inner.connect_tcp(
-                    address,
-                    port,
-                    # A share for each, lest a dead IPv6 route takes all the time.
-                    timeout=timeout and timeout / len(allowed),
-                    local_address=local_address,
-                    socket_options=socket_options,
-                )
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as e:
-                failure = e
-        raise failure or httpcore.ConnectError(f"{host} has no address")
+        return allowed
+
+    async def close(self) -> None:
+        pass
 
 
 class _GuardedTransport(httpx.AsyncBaseTransport):
+    """httpx on aiohttp's connections, whose parser is not Python: a PDS sends a repository in hundreds of pieces."""
+
     def __init__(self, allow_private: bool, per_host: int, resolve: Resolve | None) -> None:
         self._allow_private = allow_private
         self._per_host = per_host
-        self._resolver = _SystemResolver()
-        context = httpx.create_ssl_context()
-        # Two pools, because a connection that the operator's URL opened must not serve a stranger's.
-        self._guarded = httpcore.AsyncConnectionPool(
-            ssl_context=context,
-            network_backend=_CheckedBackend(resolve or self._resolver, allow_private),
-            max_connections=100,
-            max_keepalive_connections=20,
-            keepalive_expiry=15,
+        self._system = _SystemResolver()
+        self._resolver = _CheckedResolver(resolve or self._system, allow_private)
+        self._context = httpx.create_ssl_context()
+        self._guarded: aiohttp.ClientSession | None = None
+        self._trusted: aiohttp.ClientSession | None = None
+        self._hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    def _session(self, trusted: bool) -> aiohttp.ClientSession:
+        # Two of them, because a connection that the operator's URL opened must not serve a stranger's. They begin with
+        # the first request, when there is an event loop.
+        if trusted:
+            self._trusted = self._trusted or self._opened(_CheckedResolver(self._system, allow_private=True))
+            return self._trusted
+        self._guarded = self._guarded or self._opened(self._resolver)
+        return self._guarded
+
+    def _opened(self, resolver: AbstractResolver) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                resolver=resolver,
+                use_dns_cache=False,
+                ssl=self._context,
+                limit=100,
+                keepalive_timeout=15,
+                timeout_ceil_threshold=float("inf"),
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
         )
-        self._trusted = httpcore.AsyncConnectionPool(
-            ssl_context=context, max_connections=100, max_keepalive_connections=20, keepalive_expiry=15
-        )
-        self._hosts: WeakValueDictionary[bytes, asyncio.Semaphore] = WeakValueDictionary()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        url = request.url
         trusted = bool(request.extensions.get(_TRUSTED))
-        if url.scheme != "https" and not (url.scheme == "http" and (trusted or self._allow_private)):
-            raise Refused(f"{_name(url)}: only https:// URLs are asked")
-        if not isinstance(request.stream, httpx.AsyncByteStream):
-            raise TypeError("an asynchronous client is needed")
-        pool = self._trusted if trusted else self._guarded
-        turn = self._hosts.setdefault(url.raw_host, asyncio.Semaphore(self._per_host))
+        if request.url.scheme != "https" and not (request.url.scheme == "http" and (trusted or self._allow_private)):
+            raise Refused(f"{_name(request.url)}: only https:// URLs are asked")
+        try:
+            # httpx has made a header of whatever credentials there are.
+            url = yarl.URL(str(request.url), encoded=True).with_user(None)
+            host = url.host or ""
+        except ValueError as e:
+            raise Refused(f"{_name(request.url)}: {e}") from e
+        timeout = request.extensions.get("timeout", {})
+        turn = self._hosts.setdefault(host, asyncio.Semaphore(self._per_host))
         await turn.acquire()
         try:
-            response = await pool.handle_async_request(
-                httpcore.Request(
-                    method=request.method,
-                    url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
-                    headers=request.headers.raw,
-                    content=request.stream,
-                    extensions=request.extensions,
-                )
+            if not trusted and _is_address(host):
+                self._resolver.allowed(host, [host])  # it is connected to without being resolved
+            response = await self._session(trusted).request(
+                request.method,
+                url,
+                headers=request.headers.multi_items(),
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(
+                    total=None, connect=timeout.get("connect"), sock_read=timeout.get("read")
+                ),
             )
         except BaseException as e:
             turn.release()
-            raise _translated(url, e) from e
+            raise _translated(request.url, e) from e
         return httpx.Response(
             status_code=response.status,
-            headers=response.headers,
-            stream=_Body(url, response, turn),
-            extensions=response.extensions,
+            headers=list(response.raw_headers),
+            stream=_Body(request.url, response, turn),
         )
 
     async def aclose(self) -> None:
-        await self._guarded.aclose()
-        await self._trusted.aclose()
-        self._resolver.close()
+        for session in (self._guarded, self._trusted):
+            if session:
+                await session.close()
+        self._system.close()
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 class _Body(httpx.AsyncByteStream):
     """A response's body, which gives back the turn at its host when it is closed."""
 
-    def __init__(self, url: httpx.URL, response: httpcore.Response, turn: asyncio.Semaphore) -> None:
+    def __init__(self, url: httpx.URL, response: aiohttp.ClientResponse, turn: asyncio.Semaphore) -> None:
         self._url = url
         self._response = response
         self._turn: asyncio.Semaphore | None = turn
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        # A PDS sends each block of a repository in three pieces, and each takes longer on its way through the layers
-        # above than its bytes deserve. So they are joined, unless they come slowly.
-        now = asyncio.get_running_loop().time
-        joined, since = bytearray(), now()
         try:
-            async for piece in self._response.aiter_stream():
-                joined += piece
-                if len(joined) >= _PIECE or now() - since > _PIECE_DEADLINE:
-                    yield bytes(joined)
-                    joined, since = bytearray(), now()
+            async for piece in self._response.content.iter_any():
+                yield piece
         except Exception as e:
             raise _translated(self._url, e) from e
-        if joined:
-            yield bytes(joined)
 
     async def aclose(self) -> None:
         turn, self._turn = self._turn, None
-        if turn is None:
-            return
-        try:
-            await self._response.aclose()
-        finally:
+        if turn is not None:
+            # Of an answer that was not read in full, there is no more to come: its connection ends with it.
+            self._response.close()
             turn.release()
-
-
-# httpcore has no common base; OSError is what TLS raises in the middle of a body.
-_HTTP_ERRORS = (
-    httpcore.TimeoutException,
-    httpcore.NetworkError,
-    httpcore.ProtocolError,
-    httpcore.UnsupportedProtocol,
-    OSError,
-)
 
 
 def _translated(url: httpx.URL, error: BaseException) -> BaseException:
     """*error* as one of ours that names the URL, if it is the network's."""
     if isinstance(error, Refused):
         return Refused(f"{_name(url)}: {error}")
-    if isinstance(error, _HTTP_ERRORS):
+    if isinstance(error, aiohttp.ClientError | TimeoutError | OSError):
         return NetworkError(f"{_name(url)}: {str(error) or type(error).__name__}")
     return error

@@ -1,6 +1,6 @@
 """Own identities: what a DID document says of an account, and whether the handle in it points back.
 
-Documents and handles' domains are strangers' claims; `atdata_indexer.http` decides which of their servers are asked.
+Documents and handles' domains are strangers' claims; `atdata_backend.http` decides which of their servers are asked.
 Specifications: https://atproto.com/specs/did and https://atproto.com/specs/handle.
 """
 
@@ -21,7 +21,7 @@ import libipld
 
 from atdata import syntax
 from atdata.errors import AtdataError, NetworkError
-from atdata_indexer.http import StatusError, get, get_json, raise_for_status, read_limited
+from atdata_backend.http import StatusError, get, get_json, raise_for_status, read_limited
 
 __all__ = ["DidNotFound", "Identity", "IdentityError", "Resolver", "read_document"]
 
@@ -50,7 +50,11 @@ class IdentityError(AtdataError):
 
 
 class DidNotFound(IdentityError):
-    """There is no such DID, or it was closed for good."""
+    """There is no such DID, as far as its directory knows; *is_closed*: it was closed for good."""
+
+    def __init__(self, message: str, *, is_closed: bool) -> None:
+        super().__init__(message)
+        self.is_closed = is_closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,9 @@ class Resolver:
         except StatusError as e:
             # https://web.plc.directory/spec/v0.1/did-plc: 404 for unknown DIDs, 410 for those closed by a tombstone.
             if e.status in (404, 410):
-                raise DidNotFound(f"{did}: {url} answers {e.status}") from None
+                # A domain speaks for its did:web. A directory that does not know a DID may be the wrong one.
+                is_closed = e.status == 410 or did.startswith("did:web:")
+                raise DidNotFound(f"{did}: {url} answers {e.status}", is_closed=is_closed) from None
             raise
         return read_document(did, document)
 
