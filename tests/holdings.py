@@ -17,7 +17,8 @@ from atdata.lexicon import Lexicons, load_lexicons
 from atdata.nsid import DATASET, LABEL, LENS, PREFIX, SAMPLE_SCHEMA, kind_of
 from atdata_appview.app import create_app
 from atdata_appview.settings import AppViewSettings
-from atdata_backend.search.base import Document, SearchEngine
+from atdata_backend.search.base import SearchEngine
+from atdata_indexer.feed import documents, schema_documents
 
 ALICE, BOB = "did:plc:" + "a" * 24, "did:plc:" + "b" * 24
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -73,7 +74,7 @@ class Holdings:
         self.database_url = database_url
         self.engine = engine
         self._handles: dict[str, str | None] = {}
-        self._schemas: dict[str, records.SchemaRecord] = {}
+        self._schemas: dict[str, Json] = {}
 
     def account(self, did: str, handle: str | None = None, status: str = "active", pds: str | None = None) -> None:
         """Track the account, or change what is known of it."""
@@ -85,7 +86,7 @@ class Holdings:
         )
 
     def add(self, did: str, collection: str, rkey: str, record: Any, *, verified: bool = True) -> str:
-        """Store one record, and index it if it is a dataset. Returns its URI."""
+        """Store one record, and index it if it is a dataset or a schema. Returns its URI."""
         return self.add_all(did, collection, [(rkey, record)], verified=verified)[0]
 
     def add_all(
@@ -93,7 +94,7 @@ class Holdings:
     ) -> list[str]:
         """Store many records of one collection at once."""
         values: list[Sequence[Any]] = []
-        documents: list[Document] = []
+        found: dict[str, list[Json]] = {"dataset": [], "schema": []}
         uris: list[str] = []
         for rkey, record in rows:
             uri = f"at://{did}/{collection}/{rkey}"
@@ -107,10 +108,10 @@ class Holdings:
             ]
             key = (did, collection, rkey, kind_of(collection), cid(record))
             values.append((*key, json.dumps(record), list(reading.problems), *copies, tags, verified))
-            if isinstance(value, records.SchemaRecord):
-                self._schemas[uri] = value
-            if isinstance(value, records.DatasetRecord):
-                documents.append(self._document(uri, did, value))
+            row: Json = {"uri": uri, "did": did, "collection": collection, "record": record}
+            row |= {"handle": self._handles.get(did), "schema_ref": getattr(value, "schema_ref", None)}
+            row["indexed_at"] = getattr(value, "created_at", None) or START
+            found.setdefault(reading.kind, []).append(row)
         with psycopg.connect(self.database_url) as connection, connection.cursor() as cursor:
             cursor.executemany(
                 "INSERT INTO records (did, collection, rkey, kind, cid, rev, record, problems, name, version, "
@@ -119,7 +120,11 @@ class Holdings:
                 "CASE WHEN %s THEN now() END)",
                 values,
             )
-        self.engine.apply(documents, [])
+        self._schemas |= {row["uri"]: row for row in found["schema"]}
+        if found["dataset"]:
+            self.engine.apply(documents(found["dataset"], self._schemas.values()), [])
+        if found["schema"]:
+            self.engine.schemas.apply(schema_documents(found["schema"]), [])
         return uris
 
     def delete(self, uri: str) -> None:
@@ -129,26 +134,6 @@ class Holdings:
     def execute(self, sql: str, params: Sequence[Any] = ()) -> None:
         with psycopg.connect(self.database_url, autocommit=True) as connection:
             connection.execute(sql.encode(), params)
-
-    def _document(self, uri: str, did: str, value: records.DatasetRecord) -> Document:
-        schema = self._schemas.get(value.schema_ref)
-        size = value.size or records.Size()
-        return Document(
-            uri=uri,
-            did=did,
-            handle=self._handles.get(did),
-            name=value.name,
-            created_at=value.created_at or START,
-            description=value.description or "",
-            tags=value.tags,
-            license=value.license,
-            schema_uri=value.schema_ref,
-            schema_name=schema.name if schema else "",
-            fields=records.field_summaries(schema) if schema else (),
-            storage=records.storage_kind(value),
-            samples=size.samples,
-            bytes=size.bytes,
-        )
 
 
 def cid(record: Mapping[str, Any] | Any) -> str:

@@ -16,15 +16,21 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from atdata import __version__
 from atdata_appview import pages
+from atdata_appview.auth import Authenticator
+from atdata_appview.changes import Follower
 from atdata_appview.edge import Edge
+from atdata_appview.event_stream import EventStream
+from atdata_appview.graph import GraphKeeper
 from atdata_appview.limits import RateLimiter
 from atdata_appview.metrics import RequestMetrics
 from atdata_appview.routes import service, xrpc
-from atdata_appview.search import Search
+from atdata_appview.search import THREADS, Search
 from atdata_appview.services import CachedStatus, Services
 from atdata_appview.settings import AppViewSettings
-from atdata_appview.store import Store
-from atdata_backend.postgres import open_pool
+from atdata_appview.store import BlockingStore, Store
+from atdata_backend.http import guarded_client
+from atdata_backend.identity import Resolver
+from atdata_backend.postgres import open_blocking_pool, open_pool
 
 
 def create_app(settings: AppViewSettings) -> FastAPI:
@@ -43,13 +49,27 @@ def create_app(settings: AppViewSettings) -> FastAPI:
             engine.close()
             raise
         store = Store(pool)
-        search = Search(engine, store)
-        app.state.services = Services(settings, store, search, CachedStatus(store, search), metrics)
+        rows = open_blocking_pool(settings.database_url, max_size=THREADS)
+        search = Search(engine, BlockingStore(rows))
+        client = guarded_client(allow_private=settings.allow_private_hosts)
+        resolver = Resolver(client, plc_url=settings.plc_url, allow_private=settings.allow_private_hosts)
+        authenticator = Authenticator(settings.service_did, store, resolver)
+        changes = Follower(store)
         try:
-            yield
+            stream = EventStream(store, await store.latest_change())
+            changes.listen(stream.take, after=stream.end)
+            status = CachedStatus(store, search)
+            keeper = GraphKeeper(store, changes)
+            app.state.services = Services(
+                settings, store, search, status, metrics, changes, stream, authenticator, keeper
+            )
+            async with changes.running(), keeper.running():
+                yield
         finally:
+            await client.aclose()
             await pool.close()
             search.close()
+            rows.close()
 
     app = FastAPI(
         title="atdata AppView",

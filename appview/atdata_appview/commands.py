@@ -23,6 +23,12 @@ log = logging.getLogger(__name__)
 # Connections, and requests under way, beyond which others are told 503: each can hold an answer of a few megabytes.
 _CONCURRENCY = 300
 
+# Bytes of a message that a subscriber sends: streams are one-way.
+_MAX_MESSAGE = 1024
+
+# Seconds in which a connection that is written to takes nothing at all, before the kernel drops it.
+_STALLED = 60
+
 # Requests that still run when we are told to stop have so many seconds.
 _GRACE = 10
 
@@ -56,21 +62,33 @@ def serve(settings: AppViewSettings) -> None:
     with listen(settings) as listener:
         settings = settings.listening_on(listener.getsockname()[1])
         app = create_app(settings)
-        config = uvicorn.Config(
-            app,
-            # Not uvicorn's: it would print a traceback where a sentence is wanted.
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            # The application believes proxies itself, where the settings say so; uvicorn would believe any local one.
-            proxy_headers=False,
-            server_header=False,
-            ws="none",
-            limit_concurrency=_CONCURRENCY,
-            timeout_graceful_shutdown=_GRACE,
-        )
+        config = server_config(app)
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(_serve(app, config, listener, settings.url))
+
+
+def server_config(app: FastAPI) -> uvicorn.Config:
+    """How uvicorn serves *app*."""
+    # It says this of every WebSocket that is refused with an answer.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "completing handshake" not in str(record.msg))
+    return uvicorn.Config(
+        app,
+        # Not uvicorn's: it would print a traceback where a sentence is wanted.
+        lifespan="off",
+        log_config=None,
+        # Nothing of each connection.
+        log_level="warning",
+        access_log=False,
+        # The application believes proxies itself, where the settings say so; uvicorn would believe any local one.
+        proxy_headers=False,
+        server_header=False,
+        # The implementation with the lightest connections, without compression, whose tables would be most of each.
+        ws="websockets-sansio",
+        ws_per_message_deflate=False,
+        ws_max_size=_MAX_MESSAGE,
+        limit_concurrency=_CONCURRENCY,
+        timeout_graceful_shutdown=_GRACE,
+    )
 
 
 async def _serve(app: FastAPI, config: uvicorn.Config, listener: socket.socket, url: str) -> None:
@@ -100,6 +118,9 @@ def listen(settings: AppViewSettings) -> socket.socket:
         # A server that was stopped a moment ago must not keep its successor from the port.
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Inherited by connections. Nothing else ends one whose other side is there and does not read.
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STALLED * 1000)
         listener.bind(address)
         listener.listen(2048)
     except OSError as error:

@@ -12,12 +12,19 @@ from functools import cache
 from typing import Any
 
 from atdata import __version__
-from atdata.lexicon import Query, load_lexicons
+from atdata.lexicon import Query, Subscription, load_lexicons
 from atdata.nsid import PREFIX
 
 Json = Mapping[str, Any]
 
-_STATUSES = {"InvalidRequest": 400, "RecordNotFound": 404}
+# What any method may answer, whatever its lexicon says.
+_COMMON = {
+    401: "A service-auth token was sent, and it is not valid: `BadJwt`, `JwtExpired`, `BadJwtAudience`, "
+    "`BadJwtLexiconMethod`, `BadJwtSignature` …",
+    414: "`InvalidRequest`: the query string is longer than any honest question.",
+    429: "`RateLimitExceeded`: too many requests; `Retry-After` says when to come back.",
+    503: "`ServiceUnavailable`: the database or the search engine does not answer; it passes.",
+}
 
 # What a lexicon's string format is in JSON Schema. Others keep their names, as JSON Schema allows.
 _FORMATS = {"datetime": "date-time"}
@@ -25,13 +32,7 @@ _FORMATS = {"datetime": "date-time"}
 
 def openapi(url: str) -> dict[str, Any]:
     """The OpenAPI 3.1 document of the service at *url*: https://spec.openapis.org/oas/v3.1.0."""
-    schemas: dict[str, Any] = {
-        "Error": {
-            "type": "object",
-            "required": ["error", "message"],
-            "properties": {"error": {"type": "string"}, "message": {"type": "string"}},
-        }
-    }
+    schemas: dict[str, Any] = {"Error": _error()}
     paths = {f"/xrpc/{query.nsid}": {"get": _operation(query, schemas)} for query in load_lexicons().queries()}
     return {
         "openapi": "3.1.0",
@@ -43,17 +44,20 @@ def openapi(url: str) -> dict[str, Any]:
 
 
 def _operation(query: Query, schemas: dict[str, Any]) -> dict[str, Any]:
-    responses: dict[str, Any] = {
-        "200": {
-            "description": "OK",
-            "content": {"application/json": {"schema": _schema(query.output or {}, query.nsid, schemas)}},
-        }
-    }
+    errors: dict[int, dict[str, str]] = {400: {}}
     for name, description in query.errors.items():
-        responses[str(_STATUSES.get(name, 400))] = {
-            "description": f"{name}: {description}",
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-        }
+        errors.setdefault(404 if name.endswith("NotFound") else 400, {})[name] = description
+    # Also a method without parameters refuses those that are no text.
+    errors[400].setdefault("InvalidRequest", "A parameter is wrong; the message begins with its name.")
+    responses: dict[str, Any] = {
+        "200": _response("OK", _schema(query.output or {}, query.nsid, schemas)),
+        "304": {"description": "What `If-None-Match` names is still the answer."},
+    }
+    for status, names in errors.items():
+        told = "\n\n".join(f"`{name}`: {description}" for name, description in names.items())
+        responses[str(status)] = _response(told, _error(*names))
+    for status, told in _COMMON.items():
+        responses[str(status)] = _response(told, {"$ref": "#/components/schemas/Error"})
     return {
         "operationId": query.nsid,
         "summary": query.description.partition(". ")[0].rstrip("."),
@@ -71,6 +75,20 @@ def _operation(query: Query, schemas: dict[str, Any]) -> dict[str, Any]:
             for name, schema in query.parameters.items()
         ],
         "responses": responses,
+    }
+
+
+def _response(description: str, schema: Json) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _error(*names: str) -> dict[str, Any]:
+    """The schema of an error, which has one of *names*, or any."""
+    name = {"type": "string", "enum": list(names)} if names else {"type": "string"}
+    return {
+        "type": "object",
+        "required": ["error", "message"],
+        "properties": {"error": name, "message": {"type": "string"}},
     }
 
 
@@ -97,6 +115,8 @@ def _schema(schema: Json, nsid: str, schemas: dict[str, Any]) -> dict[str, Any]:
         # A lexicon counts bytes, JSON Schema characters, of which there are no more.
         if "maxLength" in schema:
             out["maxLength"] = schema["maxLength"]
+        if schema.get("minLength"):
+            out["minLength"] = 1
         if "format" in schema:
             out["format"] = _FORMATS.get(schema["format"], schema["format"])
         if "knownValues" in schema:
@@ -123,16 +143,26 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
+class View:
+    """One object that answers hold, or a message of a subscription."""
+
+    name: str
+    description: str
+    members: tuple[Parameter, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Method:
-    """One method as the page shows it."""
+    """One method as the page shows it. A query has an ``output``, a subscription ``messages``."""
 
     nsid: str
     name: str
     description: str
     parameters: tuple[Parameter, ...]
-    output: tuple[Parameter, ...]
     errors: Mapping[str, str]
-    example: str
+    output: tuple[Parameter, ...] = ()
+    messages: tuple[View, ...] = ()
+    example: str = ""
 
 
 # Questions that have an answer on any instance, for the page's links.
@@ -141,24 +171,17 @@ _EXAMPLES = {
     "listDatasets": "?limit=5",
     "listSchemas": "?limit=5",
     "listLenses": "?limit=5",
+    "listPublishers": "?sort=datasets&limit=5",
     "getStatus": "",
 }
 
 
 @cache
 def methods() -> tuple[Method, ...]:
-    """Every method, for the page: those that search first, as most people come for them."""
+    """Every method, for the page: those that search first, as most people come for them; subscriptions last."""
     found = [_method(query) for query in load_lexicons().queries()]
-    return tuple(sorted(found, key=lambda method: not method.name.startswith("search")))
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """One object that answers hold."""
-
-    name: str
-    description: str
-    members: tuple[Parameter, ...]
+    found.sort(key=lambda method: not method.name.startswith("search"))
+    return (*found, *map(_subscription, load_lexicons().subscriptions()))
 
 
 @cache
@@ -177,13 +200,29 @@ def _method(query: Query) -> Method:
         nsid=query.nsid,
         name=name,
         description=query.description,
-        parameters=tuple(
-            _parameter(key, schema, query.required, ", repeatable") for key, schema in query.parameters.items()
-        ),
+        parameters=_parameters(query),
         output=_members(output),
         errors=query.errors,
         example=f"/xrpc/{query.nsid}{_EXAMPLES[name]}" if name in _EXAMPLES else "",
     )
+
+
+def _subscription(subscription: Subscription) -> Method:
+    return Method(
+        nsid=subscription.nsid,
+        name=subscription.nsid.rpartition(".")[2],
+        description=subscription.description,
+        parameters=_parameters(subscription),
+        messages=tuple(
+            View(name, schema.get("description", ""), _members(schema))
+            for name, schema in subscription.messages.items()
+        ),
+        errors=subscription.errors,
+    )
+
+
+def _parameters(method: Query | Subscription) -> tuple[Parameter, ...]:
+    return tuple(_parameter(key, schema, method.required, ", repeatable") for key, schema in method.parameters.items())
 
 
 def _range(schema: Json) -> str:

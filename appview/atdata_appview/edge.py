@@ -10,11 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from atdata_appview.auth import Authenticator
 from atdata_appview.errors import RateLimitExceeded, RequestError, TooLarge, UriTooLong, request_error
 from atdata_appview.limits import RateLimiter
 from atdata_appview.metrics import RequestMetrics
 from atdata_appview.models import to_json
-from atdata_appview.routes.xrpc import METHODS
+from atdata_appview.routes.xrpc import METHODS, SUBSCRIPTIONS
 
 ErrorPage = Callable[[Request, RequestError], Awaitable[Response]]
 
@@ -53,6 +54,9 @@ class Edge:
         self._page = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._subscription(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -68,8 +72,7 @@ class Edge:
             await send(message)
 
         try:
-            if self._limiter and not scope["path"].startswith(_UNLIMITED):
-                headers += _rate_headers(self._limiter, scope)
+            await self._admit(scope, headers)
             _refuse_oversize(scope)
             if _is_preflight(scope):
                 await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, send_with_headers)
@@ -83,9 +86,46 @@ class Edge:
         finally:
             self._metrics.observe(_method_of(scope["path"]), status or 500, perf_counter() - started)
 
+    async def _subscription(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A WebSocket takes a token when it is opened; until then, errors are answered as those of a request are."""
+        is_open = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal is_open
+            is_open = True
+            await send(message)
+
+        try:
+            await self._admit(scope, [])
+            _refuse_oversize(scope)
+            await self.app(scope, receive, send_and_note)
+        except OSError:
+            pass  # the client has gone
+        except Exception as error:
+            if is_open:
+                raise
+            response = await self.answer(scope, request_error(error))
+            await response(scope, receive, send)
+
+    async def _admit(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
+        """Let who asks in, and add to *headers* how often they still may. Raises RequestError.
+
+        An account has its own limit. Its PDS, which asks for thousands, pays only for tokens that are not valid.
+        """
+        limiter = None if scope["path"].startswith(_UNLIMITED) else self._limiter
+        address = scope["client"][0] if scope.get("client") else ""
+        others = len(headers)
+        if limiter:
+            headers += _rate_headers(limiter, address)
+        issuer = await _issuer(scope)
+        if limiter and issuer:
+            limiter.give_back(address)
+            del headers[others:]
+            headers += _rate_headers(limiter, issuer)
+
     async def answer(self, scope: Scope, error: RequestError) -> Response:
         """*error* in the form that the address asks for: XRPC's, or a page."""
-        if scope["path"].startswith("/xrpc/"):
+        if scope["type"] == "websocket" or scope["path"].startswith("/xrpc/"):
             body = to_json({"error": error.name, "message": error.message})
             response = Response(body, error.status, media_type="application/json")
         else:
@@ -94,9 +134,22 @@ class Edge:
         return response
 
 
-def _rate_headers(limiter: RateLimiter, scope: Scope) -> list[tuple[bytes, bytes]]:
-    """Take a token; the headers are those of the reference implementation. Raises RateLimitExceeded."""
-    allowance = limiter.take(scope["client"][0] if scope.get("client") else "")
+async def _issuer(scope: Scope) -> str | None:
+    """The account for which its PDS calls a method, None if nobody says so. Raises AuthenticationRequired."""
+    method = scope["path"].removeprefix("/xrpc/")
+    if method not in METHODS and method not in SUBSCRIPTIONS:
+        return None
+    for name, value in scope["headers"]:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            authenticator: Authenticator = scope["app"].state.services.authenticator
+            issuer: str = await authenticator.issuer(value[7:].strip().decode("latin-1"), method)
+            return issuer
+    return None
+
+
+def _rate_headers(limiter: RateLimiter, client: str) -> list[tuple[bytes, bytes]]:
+    """Take a token of *client*; the headers are the reference implementation's. Raises RateLimitExceeded."""
+    allowance = limiter.take(client)
     described = {
         "RateLimit-Limit": str(limiter.per_minute),
         "RateLimit-Remaining": str(allowance.remaining),
@@ -129,5 +182,5 @@ def _method_of(path: str) -> str:
     """The name under which a request is counted. Paths are anybody's to choose, so unknown ones share one name."""
     first, _, rest = path.removeprefix("/").partition("/")
     if first == "xrpc":
-        return rest if rest in METHODS or rest == "_health" else "unknown method"
+        return rest if rest in METHODS or rest in SUBSCRIPTIONS or rest == "_health" else "unknown method"
     return f"/{first}" if first in ("", "dataset", "schema", "docs", "static", "metrics") else "other"

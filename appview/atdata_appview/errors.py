@@ -46,6 +46,41 @@ class RecordNotFound(NotFound):
     name = "RecordNotFound"
 
 
+class DatasetNotFound(NotFound):
+    """No dataset here is what a name or a URI stands for; the message says what there is instead."""
+
+    name = "DatasetNotFound"
+
+
+class SchemaNotFound(NotFound):
+    """There is no such schema here; the message says what there is instead."""
+
+    name = "SchemaNotFound"
+
+
+class LabelNotFound(NotFound):
+    """There is no such label here; the message says which there are."""
+
+    name = "LabelNotFound"
+
+
+class ShardsNotFound(NotFound):
+    """Where the shards of a dataset are cannot be said; the message says why."""
+
+    name = "ShardsNotFound"
+
+
+class AuthenticationRequired(RequestError):
+    """Who sends a token is known by it, or gets no answer; ``name`` says what is wrong with it."""
+
+    status = 401
+    name = "AuthenticationRequired"
+
+    def __init__(self, message: str, name: str = "AuthenticationRequired") -> None:
+        super().__init__(message, {"WWW-Authenticate": "Bearer"})
+        self.name = name
+
+
 class MethodNotAllowed(RequestError):
     """The method exists and is asked for with another verb."""
 
@@ -64,6 +99,13 @@ class UriTooLong(RequestError):
     """More parameters than any honest question has."""
 
     status = 414
+    name = "InvalidRequest"
+
+
+class UpgradeRequired(RequestError):
+    """The method is a subscription, which wants a WebSocket."""
+
+    status = 426
     name = "InvalidRequest"
 
 

@@ -33,8 +33,8 @@ class RateLimiter:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def take(self, address: str) -> Allowance:
-        """Take one token from the bucket of the client at *address*, if there is one."""
-        client = _client_of(address)
+        """Take one token from the bucket of the client at *address*, if there is one; a DID is a client, too."""
+        client = client_of(address)
         now = self._clock()
         tokens, seen = self._buckets.pop(client, (float(self.per_minute), now))
         # A clock that was set back must not take tokens away.
@@ -51,9 +51,17 @@ class RateLimiter:
             retry_after=None if is_allowed else math.ceil((1 - tokens) / self._rate),
         )
 
+    def give_back(self, address: str) -> None:
+        """Put back the token that was taken last from the bucket of the client at *address*."""
+        client = client_of(address)
+        if client in self._buckets:
+            tokens, seen = self._buckets[client]
+            self._buckets[client] = (min(self.per_minute, tokens + 1), seen)
+
 
 @lru_cache(maxsize=4096)
-def _client_of(address: str) -> str:
+def client_of(address: str) -> str:
+    """Who asks from *address*: an IPv4 address, or a network of IPv6."""
     # An IPv6 client usually has a /64 to itself, and with it more addresses than we have memory.
     try:
         parsed = ipaddress.ip_address(address)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
 from atdata import __version__
+from atdata.structure import Field, Structure
 from atdata.syntax import format_datetime
 from atdata_backend.search.base import Facet
 
@@ -25,8 +26,7 @@ def to_json(value: Any) -> bytes:
     return orjson.dumps(value, option=_JSON_OPTIONS)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One record and its publisher. The fields are the columns of every query that returns records, in their order.
 
     ``json`` is the record as the database writes it: answers copy it, and only pages parse it. It is empty where the
@@ -90,6 +90,16 @@ class Record:
             return None
 
 
+def structure_view(structure: Structure) -> dict[str, Any]:
+    """As `structureView`."""
+    return {"fingerprint": structure.fingerprint, "fields": [field_view(field) for field in structure.fields]}
+
+
+def field_view(field: Field) -> dict[str, Any]:
+    """As `structureField`."""
+    return {"name": field.name, "type": field.type, "optional": field.optional}
+
+
 @dataclass(frozen=True, slots=True)
 class Listing:
     """One page of a listing. ``cursor`` is None on the last one."""
@@ -106,11 +116,58 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
+class Publisher:
+    """An account that publishes, and how many records of each kind it has here. The fields are a query's columns."""
+
+    did: str
+    handle: str | None
+    datasets: int
+    schemas: int
+    lenses: int
+    labels: int
+    since: datetime
+    indexed_at: datetime
+
+    def view(self) -> dict[str, Any]:
+        """As `listPublishers#publisherView`."""
+        return {
+            "did": self.did,
+            "handle": self.handle or NO_HANDLE,
+            "datasets": self.datasets,
+            "schemas": self.schemas,
+            "lenses": self.lenses,
+            "labels": self.labels,
+            "firstSeenAt": format_datetime(self.since),
+            "lastIndexedAt": format_datetime(self.indexed_at),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherListing:
+    """One page of publishers. ``cursor`` is None on the last one."""
+
+    publishers: Sequence[Publisher]
+    cursor: str | None
+
+    def answer(self) -> dict[str, Any]:
+        """As the output of `listPublishers`."""
+        answer: dict[str, Any] = {"publishers": [publisher.view() for publisher in self.publishers]}
+        if self.cursor is not None:
+            answer["cursor"] = self.cursor
+        return answer
+
+
+@dataclass(frozen=True, slots=True)
 class Match:
-    """A dataset that a search found, and where its words occur, as HTML."""
+    """A dataset or schema that a search found, where its words occur, as HTML, and what its structure is called."""
 
     record: Record
     highlights: Mapping[str, str]
+    structure: str | None = None
+
+    def view(self, **more: Any) -> dict[str, Any]:
+        """As `datasetView` or `schemaView`, with *more* members."""
+        return self.record.view(highlights=self.highlights, **more) if self.highlights else self.record.view(**more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,15 +179,9 @@ class SearchPage:
     facets: Mapping[Facet, Mapping[str, int]] = field(default_factory=dict)
     cursor: str | None = None
 
-    def answer(self) -> dict[str, Any]:
-        """As the output of `searchDatasets`."""
-        answer: dict[str, Any] = {
-            "datasets": [
-                match.record.view(highlights=match.highlights) if match.highlights else match.record.view()
-                for match in self.matches
-            ],
-            "total": self.total,
-        }
+    def answer(self, key: str) -> dict[str, Any]:
+        """As the output of a search method whose records are called *key*."""
+        answer: dict[str, Any] = {key: [match.view() for match in self.matches], "total": self.total}
         if self.facets:
             answer["facets"] = {
                 facet: [{"value": value, "count": count} for value, count in values.items()]

@@ -31,6 +31,8 @@ from atdata.errors import UriError
 from atdata.nsid import Kind
 from atdata_appview import docs
 from atdata_appview.errors import NotFound, RequestError
+from atdata_appview.lens_picture import Node, Picture, draw
+from atdata_appview.lens_table import State
 from atdata_appview.models import NO_HANDLE, Delay, Record, SearchPage, Status
 from atdata_appview.replies import cacheable
 from atdata_appview.routes.datasets import search_query
@@ -66,6 +68,7 @@ _FILTER_TITLES = {
     "schemas": "schema",
     "publishers": "by",
     "storage": "stored as",
+    "loadableAs": "loadable as",
     "fields": "with field",
     "minSamples": "samples ≥",
     "maxSamples": "samples ≤",
@@ -86,6 +89,7 @@ _SHOWN_SHARDS = 50
 _SHOWN_FIELDS = 200
 _SHOWN_TAGS = 50
 _SHOWN_RELATED = 20
+_SHOWN_LOADABLE = 100
 _SHOWN_NAME = 300
 _SHOWN_TEXT = 20_000
 _SHOWN_JSON = 100_000
@@ -237,7 +241,8 @@ def _choices(facet: Facet, counts: Mapping[str, int], asked: _Asked, names: Mapp
 
 async def _names(services: Services, page: SearchPage, cards: Sequence[Card], asked: _Asked) -> dict[str, str]:
     """What people call the schemas and publishers that a search page mentions."""
-    uris = [*page.facets.get("schema", ()), *asked.values("schemas"), *(card.dataset.schema_ref for card in cards)]
+    filters = [*asked.values("schemas"), *asked.values("loadableAs")]
+    uris = [*page.facets.get("schema", ()), *filters, *(card.dataset.schema_ref for card in cards)]
     dids = [*page.facets.get("publisher", ()), *asked.values("publishers")]
     return {
         **await _schema_names(services, uris),
@@ -328,6 +333,7 @@ async def schema(request: Request) -> Response:
     fields, more_fields = _fields(reading)
     ends = [uri for _, lens in lenses for uri in (lens.source_schema, lens.target_schema)]
     refs = [field.ref for field in fields if field.ref]
+    picture, loadable = await _around(services, row, titled(reading.name, row.rkey))
     return await _page(
         request,
         "schema.html",
@@ -339,10 +345,38 @@ async def schema(request: Request) -> Response:
         cards=cards,
         more_url="/?" + urlencode({"schemas": row.uri}) if found.cursor else None,
         lenses=lenses,
+        picture=picture,
+        loadable=loadable,
+        loadable_url="/?" + urlencode({"loadableAs": row.uri}),
         schema_names=await _schema_names(services, [*ends, *refs]),
         storage_titles=_STORAGE_TITLES,
         json=pretty,
     )
+
+
+async def _around(services: Services, row: Record, name: str) -> tuple[Picture | None, int]:
+    """The picture of a schema's lenses, and how many other structures can be read as its own; of very many, a hundred.
+
+    None and 0 while the lens graph is still being read, or does not know of the schema yet.
+    """
+    if not services.graph_keeper.is_ready or row.uri not in services.graph:
+        return None, 0
+    graph = services.graph
+    found = graph.neighbourhood(row.uri)
+    loadable = len(graph.loadable_as(row.uri, limit=_SHOWN_LOADABLE + 1)) - 1
+    places: dict[str, tuple[list[str], int, State]]
+    places = {key: (graph.uris_of(key, 3), graph.size_of(key), graph.state_of(key)) for key in found.nodes}
+    names = await _schema_names(services, (uri for uris, _, _ in places.values() for uri in uris))
+    lens_names = await services.store.lens_names(edge.lens for edge in found.edges if edge.lens is not None)
+
+    def node(key: str) -> Node:
+        uris, size, state = places[key]
+        if key == next(iter(found.nodes)):
+            return Node(name, row.uri, size, state)
+        uri = next((uri for uri in uris if uri in names), uris[0])
+        return Node(names.get(uri, uri.rpartition("/")[2]), uri, size, state)
+
+    return draw(found, node, lens_names), loadable
 
 
 async def _record_at(request: Request, kind: Kind) -> Record:

@@ -6,6 +6,11 @@ import asyncio
 import time
 from dataclasses import dataclass
 
+from atdata_appview.auth import Authenticator
+from atdata_appview.changes import Follower
+from atdata_appview.event_stream import EventStream
+from atdata_appview.graph import GraphKeeper
+from atdata_appview.lens_graph import LensGraph
 from atdata_appview.metrics import RequestMetrics
 from atdata_appview.models import Status
 from atdata_appview.search import Search
@@ -52,3 +57,12 @@ class Services:
     search: Search
     status: CachedStatus
     metrics: RequestMetrics
+    changes: Follower
+    stream: EventStream
+    authenticator: Authenticator
+    graph_keeper: GraphKeeper
+
+    @property
+    def graph(self) -> LensGraph:
+        """The lens graph as it is now. Raises Unavailable while a starting service still reads it."""
+        return self.graph_keeper.graph

@@ -13,12 +13,12 @@ from hashlib import sha256
 
 from psycopg import AsyncConnection
 
-from atdata_backend.search.base import SearchEngine
+from atdata_backend.search.base import Document, SearchEngine
 from atdata_indexer.backfill import Backfill, FetchFailed, RepoUnavailable, Snapshot
 from atdata_indexer.events import Rejected, RelayError, RelayInfo, Scope, read_record
-from atdata_indexer.feed import documents
+from atdata_indexer.feed import documents, schema_documents
 from atdata_indexer.jetstream import parse_any
-from atdata_indexer.store import Holdings, Quarantined, datasets, holdings, schemas, tracked, uris_of_datasets
+from atdata_indexer.store import Holdings, Quarantined, datasets, holdings, schemas, tracked, uris_of
 
 # Looks at what differs, and the seconds between them.
 _LOOKS = 4
@@ -59,7 +59,7 @@ async def compare(
     *,
     progress: Callable[[], object] = lambda: None,
 ) -> Report:
-    """Compare the repositories *dids* with their hosts, and the datasets of all with the search engine.
+    """Compare the repositories *dids* with their hosts, and the datasets and schemas of all with the search engine.
 
     *connection* is one with autocommit. *progress* is called for each repository at the first look.
     """
@@ -168,17 +168,26 @@ def _compare_gone(gone: RepoUnavailable, held: Holdings) -> Iterator[Difference]
 
 async def _search(connection: AsyncConnection, engine: SearchEngine) -> tuple[int, list[Difference]]:
     """Every document against what would be made of its record now."""
-    stamps = dict(await asyncio.to_thread(lambda: list(engine.stamps())))
+    stamps = await asyncio.to_thread(lambda: {**dict(engine.stamps()), **dict(engine.schemas.stamps())})
     count = len(stamps)
     differences = []
-    async for uris in uris_of_datasets(connection):
+    async for document in _documents(connection):
+        stamp = stamps.pop(document.uri, None)
+        if stamp is None:
+            differences.append(Difference(document.uri, "cannot be searched for"))
+        elif stamp != document.stamp:
+            differences.append(Difference(document.uri, "is searched for as it was before"))
+    differences += [Difference(uri, "can be searched for, and is not shown") for uri in stamps]
+    return count, differences
+
+
+async def _documents(connection: AsyncConnection) -> AsyncIterator[Document]:
+    """What search should hold."""
+    async for uris in uris_of(connection, "dataset"):
         rows = await datasets(connection, uris)
         refs = {row["schema_ref"] for row in rows if row["schema_ref"]}
         for document in documents(rows, await schemas(connection, refs)):
-            stamp = stamps.pop(document.uri, None)
-            if stamp is None:
-                differences.append(Difference(document.uri, "cannot be searched for"))
-            elif stamp != document.stamp:
-                differences.append(Difference(document.uri, "is searched for as it was before"))
-    differences += [Difference(uri, "can be searched for, and is not shown") for uri in stamps]
-    return count, differences
+            yield document
+    async for uris in uris_of(connection, "schema"):
+        for document in schema_documents(await schemas(connection, uris)):
+            yield document

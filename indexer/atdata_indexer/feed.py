@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from atdata.atmosphere import records
-from atdata.errors import NetworkError
+from atdata.errors import NetworkError, SchemaError
+from atdata.nsid import Kind, kind_of
+from atdata.structure import structure_of
 from atdata_backend.search.base import Document, SearchEngine
 from atdata_indexer.store import REBUILD, Store
 
@@ -17,9 +20,42 @@ logger = logging.getLogger(__name__)
 
 _BATCH = 200
 
+Row = Mapping[str, Any]
 
-def document(row: dict[str, Any], schema: SchemaSummary | None) -> Document:
-    """A row of `Store.datasets` as the engine wants it. Malformed records have the fields that could be read."""
+
+def documents(rows: Iterable[Row], schemas: Iterable[Row]) -> list[Document]:
+    """What the engine is to hold of *rows* of `Store.datasets`, whose schemas are among *schemas*, or unknown."""
+    summaries = {row["uri"]: SchemaSummary.of(row) for row in schemas}
+    return [_dataset(row, summaries.get(row["schema_ref"])) for row in rows]
+
+
+def schema_documents(rows: Iterable[Row]) -> list[Document]:
+    """What the engine is to hold of *rows* of `Store.schemas`."""
+    return [_schema(row, SchemaSummary.of(row)) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaSummary:
+    """What a dataset's document holds of its schema."""
+
+    record: records.SchemaRecord
+    fields: tuple[str, ...]
+    structure: str
+
+    @classmethod
+    def of(cls, row: Row) -> SchemaSummary:
+        """Of a row of `Store.schemas`."""
+        schema = records.read(row["collection"], row["record"]).value
+        assert isinstance(schema, records.SchemaRecord)
+        try:
+            structure = structure_of(row["record"]).fingerprint
+        except SchemaError:
+            structure = row["uri"]  # nobody can tell what it has in common with others
+        return cls(schema, records.field_summaries(schema), structure)
+
+
+def _dataset(row: Row, schema: SchemaSummary | None) -> Document:
+    """Malformed records have the fields that could be read."""
     dataset = records.read(row["collection"], row["record"]).value
     assert isinstance(dataset, records.DatasetRecord)
     size = dataset.size or records.Size()
@@ -28,39 +64,45 @@ def document(row: dict[str, Any], schema: SchemaSummary | None) -> Document:
         did=row["did"],
         handle=row["handle"],
         name=dataset.name,
-        # A time to come would stay the newest until then.
-        created_at=min(dataset.created_at or row["indexed_at"], row["indexed_at"]),
+        created_at=_created(dataset.created_at, row),
         description=dataset.description or "",
         tags=dataset.tags,
         license=dataset.license,
         schema_uri=row["schema_ref"],
-        schema_name=schema.name if schema else "",
+        schema_name=schema.record.name if schema else "",
         fields=schema.fields if schema else (),
         storage=records.storage_kind(dataset),
         samples=size.samples,
         bytes=size.bytes,
+        structure=schema.structure if schema else row["schema_ref"],
     )
 
 
-@dataclass(frozen=True, slots=True)
-class SchemaSummary:
-    """What a dataset's document holds of its schema."""
+def _schema(row: Row, summary: SchemaSummary) -> Document:
+    schema = summary.record
+    return Document(
+        uri=row["uri"],
+        did=row["did"],
+        handle=row["handle"],
+        name=schema.name,
+        created_at=_created(schema.created_at, row),
+        description=schema.description or "",
+        fields=summary.fields,
+        structure=summary.structure,
+        keywords=_types(schema, summary.fields),
+    )
 
-    name: str
-    fields: tuple[str, ...]
 
-    @classmethod
-    def of(cls, row: dict[str, Any]) -> SchemaSummary:
-        """Of a row of `Store.schemas`."""
-        schema = records.read(row["collection"], row["record"]).value
-        assert isinstance(schema, records.SchemaRecord)
-        return cls(schema.name, records.field_summaries(schema))
+def _types(schema: records.SchemaRecord, fields: Iterable[str]) -> tuple[str, ...]:
+    """The types among the summaries of a schema's *fields*: ndarray, uint8, int …"""
+    types = (summary[len(field.name) :] for field, summary in zip(schema.fields, fields, strict=True))
+    return tuple(dict.fromkeys(part for type_ in types for part in type_.split(":") if part))
 
 
-def documents(rows: Iterable[dict[str, Any]], schemas: Iterable[dict[str, Any]]) -> list[Document]:
-    """What the engine is to hold of *rows*, whose schemas are among *schemas*, or unknown."""
-    summaries = {row["uri"]: SchemaSummary.of(row) for row in schemas}
-    return [document(row, summaries.get(row["schema_ref"])) for row in rows]
+def _created(claimed: datetime | None, row: Row) -> datetime:
+    # A time to come would stay the newest until then.
+    indexed_at: datetime = row["indexed_at"]
+    return min(claimed or indexed_at, indexed_at)
 
 
 class Feed:
@@ -98,9 +140,10 @@ class Feed:
     async def start(self) -> None:
         """An empty engine (new, other, of another version, or damaged before) is filled from Postgres."""
         # Opens it for writing, which replaces a damaged one by an empty one.
-        await asyncio.to_thread(self._engine.apply, [], [])
-        if await asyncio.to_thread(self._engine.count) == 0:
-            await self._store.feed_all()
+        for kind, engine in self._engines().items():
+            await asyncio.to_thread(engine.apply, [], [])
+            if await asyncio.to_thread(engine.count) == 0:
+                await self._store.feed_all([kind])
 
     async def step(self) -> int:
         """Hand over the oldest entries of the outbox and return how many there were."""
@@ -110,31 +153,46 @@ class Feed:
         uris = {uri for _, uri in entries}
         if REBUILD in uris:
             uris.discard(REBUILD)
-            held = await asyncio.to_thread(lambda: list(dict(self._engine.stamps())))
+            held = await asyncio.to_thread(
+                lambda: [uri for engine in self._engines().values() for uri, _ in engine.stamps()]
+            )
             await self._store.feed_all(stale=held)
         rows = await self._store.datasets(list(uris))
         # Many datasets share a schema: it is fetched and read once.
         refs = {row["schema_ref"] for row in rows if row["schema_ref"]}
-        schemas = await self._store.schemas(list(refs))
+        schemas = await self._store.schemas(list(uris | refs))
         await asyncio.to_thread(self._feed, uris, rows, schemas)
         await self._store.fed(entries)
         return len(entries)
 
-    def _feed(self, uris: set[str], rows: list[dict[str, Any]], schemas: list[dict[str, Any]]) -> None:
-        found = documents(rows, schemas)
-        self._apply(found, list(uris - {doc.uri for doc in found}))
+    def _engines(self) -> dict[Kind, SearchEngine]:
+        return {"dataset": self._engine, "schema": self._engine.schemas}
 
-    def _apply(self, found: list[Document], gone: list[str]) -> None:
-        """Give the engine *found*; a document that it refuses is found by halving, and left out of search only."""
+    def _feed(self, uris: set[str], rows: Sequence[Row], schemas: Sequence[Row]) -> None:
+        found: dict[Kind, list[Document]] = {
+            "dataset": documents(rows, schemas),
+            "schema": schema_documents(row for row in schemas if row["uri"] in uris),
+        }
+        for kind, engine in self._engines().items():
+            meant = {uri for uri in uris if (kind_of(_collection(uri)) == "schema") == (kind == "schema")}
+            if meant:
+                self._apply(engine, found[kind], list(meant - {document.uri for document in found[kind]}))
+
+    def _apply(self, engine: SearchEngine, found: list[Document], gone: list[str]) -> None:
+        """Give *engine* what was *found*; a document that it refuses is found by halving, and left out of search."""
         try:
-            self._engine.apply(found, gone)
+            engine.apply(found, gone)
         except (ValueError, TypeError, OverflowError) as e:
             if len(found) > 1:
                 middle = len(found) // 2
-                self._apply(found[:middle], gone)
-                self._apply(found[middle:], [])
+                self._apply(engine, found[:middle], gone)
+                self._apply(engine, found[middle:], [])
             elif found:
                 logger.error("%s cannot be searched for: %s", found[0].uri, e)
-                self._engine.apply([], [*gone, found[0].uri])
+                engine.apply([], [*gone, found[0].uri])
             else:
                 raise
+
+
+def _collection(uri: str) -> str:
+    return uri.split("/", 4)[3] if uri.count("/") > 3 else ""

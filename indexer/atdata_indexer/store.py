@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb
 
 from atdata import syntax
 from atdata.atmosphere import records
-from atdata.nsid import PREFIX, kind_of
+from atdata.nsid import PREFIX, Kind, kind_of
 from atdata_backend import postgres
 from atdata_backend.identity import Identity
 from atdata_indexer.backfill import FetchFailed, RecordProof, Snapshot
@@ -46,6 +46,9 @@ _WRITER_LOCK = 0x61746978
 
 #: An outbox row with this for a URI asks for a comparison of the engine with Postgres, and for all to be fed again.
 REBUILD = "*"
+
+#: What can be searched for.
+SEARCHABLE: tuple[Kind, ...] = ("dataset", "schema")
 
 # Frames of one repository that wait for its resync: beyond either, they are dropped, and it is read once more.
 _MAX_PENDING = 1000
@@ -811,7 +814,7 @@ class Store:
         async with self._alone() as connection, connection.transaction(), connection.pipeline():
             await connection.execute(
                 _outbox(
-                    "SELECT uri FROM records JOIN losers USING (did) WHERE kind = 'dataset'",
+                    "SELECT uri FROM records JOIN losers USING (did) WHERE kind IN ('dataset', 'schema')",
                     given="""
                 WITH losers AS (
                     UPDATE repositories SET handle = NULL, resolve_at = now() + interval '10 minutes'
@@ -825,7 +828,7 @@ class Store:
             await connection.execute(
                 _outbox(
                     "SELECT uri FROM records JOIN changed USING (did), before"
-                    " WHERE kind = 'dataset' AND before.handle IS DISTINCT FROM %(handle)s",
+                    " WHERE kind IN ('dataset', 'schema') AND before.handle IS DISTINCT FROM %(handle)s",
                     given="""
                 WITH before AS (SELECT handle FROM repositories WHERE did = %(did)s),
                 changed AS (
@@ -873,11 +876,11 @@ class Store:
                 [[changes for changes, _ in entries], [uri for _, uri in entries]],
             )
 
-    async def feed_all(self, stale: Iterable[str] = ()) -> None:
-        """Have the search engine look again at every dataset, and at the *stale* URIs that it holds."""
+    async def feed_all(self, kinds: Collection[Kind] = SEARCHABLE, stale: Iterable[str] = ()) -> None:
+        """Have the search engine look again at every record of *kinds*, and at the *stale* URIs that it holds."""
         async with self._alone() as connection, connection.transaction():
             await connection.execute(_OUTBOX, [list(stale)])
-            await connection.execute(_outbox("SELECT uri FROM records WHERE kind = 'dataset'"))
+            await connection.execute(_outbox("SELECT uri FROM records WHERE kind = ANY(%b::text[])"), [list(kinds)])
 
     # Changes, which triggers write down: see migration 0005.
 
@@ -1023,8 +1026,8 @@ class Store:
                 schemas.append(_uri(key))
             elif kind == "dataset":
                 datasets.append(_uri(key))
-        if datasets:
-            await connection.execute(_OUTBOX, [datasets])
+        if datasets or schemas:
+            await connection.execute(_OUTBOX, [datasets + schemas])
         if schemas:
             await connection.execute(_OUTBOX_OF_SCHEMAS, [schemas])
 
@@ -1211,7 +1214,14 @@ def _outbox(uris: LiteralString, *, given: LiteralString = "") -> LiteralString:
 
 # A dataset's document holds its schema's name and fields, and its publisher's handle and state.
 _OUTBOX_OF_SCHEMAS = _outbox("SELECT uri FROM records WHERE schema_ref = ANY(%b::text[])")
-_OUTBOX_OF_REPOSITORIES = _outbox("SELECT uri FROM records WHERE did = ANY(%b::text[]) AND kind = 'dataset'")
+_OUTBOX_OF_REPOSITORIES = _outbox(
+    """
+    SELECT uri FROM records JOIN meant USING (did) WHERE kind IN ('dataset', 'schema')
+    UNION ALL SELECT d.uri FROM records s JOIN meant USING (did) JOIN records d ON d.schema_ref = s.uri
+    WHERE s.kind = 'schema'
+    """,
+    given="WITH meant AS (SELECT unnest(%b::text[]) AS did)",
+)
 _OUTBOX = _outbox("SELECT unnest(%b::text[]) AS uri")
 
 # What is compressed is not unpacked to be measured: it is a hundredth of its size at the very least.
@@ -1262,24 +1272,24 @@ ON CONFLICT (reason) DO UPDATE SET times = quarantine_counts.times + excluded.ti
 
 async def datasets(connection: AsyncConnection, uris: Collection[str]) -> list[dict[str, Any]]:
     """Those of *uris* that are datasets of active repositories, each with its publisher's handle."""
-    cursor = connection.cursor(row_factory=dict_row)
-    await cursor.execute(
-        """
-        SELECT d.uri, d.did, d.collection, d.record, d.indexed_at, d.schema_ref, p.handle
-        FROM records d
-        JOIN repositories p ON p.did = d.did AND p.status = 'active'
-        WHERE d.uri = ANY(%s) AND d.kind = 'dataset'
-        """,
-        [list(uris)],
-    )
-    return await cursor.fetchall()
+    return await _published(connection, uris, "dataset")
 
 
 async def schemas(connection: AsyncConnection, uris: Collection[str]) -> list[dict[str, Any]]:
-    """Those of *uris* that are schemas we hold."""
+    """Those of *uris* that are schemas of active repositories, each with its publisher's handle."""
+    return await _published(connection, uris, "schema")
+
+
+async def _published(connection: AsyncConnection, uris: Collection[str], kind: Kind) -> list[dict[str, Any]]:
     cursor = connection.cursor(row_factory=dict_row)
     await cursor.execute(
-        "SELECT uri, collection, record FROM records WHERE uri = ANY(%s) AND kind = 'schema'", [list(uris)]
+        """
+        SELECT r.uri, r.did, r.collection, r.record, r.indexed_at, r.schema_ref, p.handle
+        FROM records r
+        JOIN repositories p ON p.did = r.did AND p.status = 'active'
+        WHERE r.uri = ANY(%s) AND r.kind = %s
+        """,
+        [list(uris), kind],
     )
     return await cursor.fetchall()
 
@@ -1289,13 +1299,13 @@ async def tracked(connection: AsyncConnection) -> list[str]:
     return [did async for (did,) in connection.cursor().stream("SELECT did FROM repositories", size=1000)]
 
 
-async def uris_of_datasets(connection: AsyncConnection, size: int = 500) -> AsyncIterator[list[str]]:
-    """The URIs of all datasets, *size* at a time."""
+async def uris_of(connection: AsyncConnection, kind: Kind, size: int = 500) -> AsyncIterator[list[str]]:
+    """The URIs of all records of *kind*, *size* at a time."""
     last = ""
     while True:
         rows = await (
             await connection.execute(
-                "SELECT uri FROM records WHERE kind = 'dataset' AND uri > %s ORDER BY uri LIMIT %s", [last, size]
+                "SELECT uri FROM records WHERE kind = %s AND uri > %s ORDER BY uri LIMIT %s", [kind, last, size]
             )
         ).fetchall()
         if not rows:

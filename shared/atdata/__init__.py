@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from atdata import atmosphere, errors, schema
+    from atdata.appview import AppView
     from atdata.cid import generate_cid, verify_cid
     from atdata.dataset import Dataset, SampleBatch
     from atdata.errors import AtdataError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AbstractDataStore",
     "AbstractIndex",
+    "AppView",
     "AtdataError",
     "BlobSource",
     "DataSource",
@@ -54,6 +56,7 @@ __version__: str
 
 _MODULES = frozenset({"atmosphere", "errors", "schema", "lens"})
 _MODULE_OF = {
+    "AppView": "appview",
     **dict.fromkeys(("generate_cid", "verify_cid"), "cid"),
     **dict.fromkeys(("Dataset", "SampleBatch"), "dataset"),
     "AtdataError": "errors",

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any, Final, Generic, cast, overload
 import numpy as np
 
 from atdata import codec
-from atdata.errors import ArgumentError, SampleError, SchemaError, ShardError, redacted
+from atdata.errors import (
+    ArgumentError,
+    LensError,
+    NetworkError,
+    NotFoundError,
+    SampleError,
+    SchemaError,
+    ShardError,
+    redacted,
+)
+from atdata.hints import is_sample_type
 from atdata.lens import Lens, LensNetwork
 from atdata.protocols import DataSource
 from atdata.sample import DictSample, sample_type_of
@@ -34,6 +44,8 @@ __all__ = ["Dataset", "SampleBatch"]
 
 # Metadata of datasets on the network is at most 100,000 bytes; a file of one's own may be longer.
 _MAX_METADATA: Final = 64 << 20
+# Of published paths, as many as an AppView gives: the best may be one whose code is not here.
+_MAX_PATHS: Final = 10
 
 
 class SampleBatch(Generic[T]):
@@ -147,6 +159,9 @@ class Dataset(Generic[T]):
         self._metadata: Mapping[str, Any] | None = None
         # How samples are made of what is stored; None where that is the type itself.
         self._lens: Lens[Any, T] | None = None
+        # Of a published dataset: the AT URI of its schema, and the URL of the AppView that may know a way from there.
+        self._schema_ref: str | None = None
+        self._appview: str | None = None
 
     # --- What it is
 
@@ -218,15 +233,51 @@ class Dataset(Generic[T]):
         >>> atdata.Dataset[FullSample]("full.tar").as_type(SimpleSample)
         Dataset[SimpleSample]('full.tar')
 
-        Raises LensError, a ValueError, when no lenses lead there; see `LensNetwork`.
+        Where the lenses of `LensNetwork` do not lead there from type to type, the AppView through which the dataset was
+        loaded, else that of `ATDATA_APPVIEW`, is asked for paths of published lenses between the two structures. One is
+        used when each lens on it is registered here, under the name of its function; see `atdata.lens_path`. No code is
+        fetched. Raises LensError, a ValueError, that says which to install, or that no lenses lead there.
         """
-        lens = LensNetwork().transform(self.sample_type, view)
         viewed: Dataset[V] = Dataset[view](self._source, self._metadata_url)  # type: ignore[valid-type]
+        viewed._schema_ref, viewed._appview = self._schema_ref, self._appview
+        try:
+            lens = LensNetwork().transform(self.sample_type, view)
+        except LensError as e:
+            lens = self._published_lens(view, e)
         if self.sample_type is view:
             viewed._lens = self._lens  # type: ignore[assignment]
         else:
             viewed._lens = lens if self._lens is None else self._lens | lens
         return viewed
+
+    def _published_lens(self, view: type[V], unknown: LensError) -> Lens[Any, V]:
+        """The lens to *view* along a published path, from what is stored, or from what a lens has made of it."""
+        url = self._appview or os.environ.get("ATDATA_APPVIEW")
+        if not url or not is_sample_type(view) or self.sample_type is DictSample:
+            raise unknown
+        from atdata.appview import AppView
+        from atdata.lens_path import compose
+
+        appview = AppView(url)
+        # Whoever reads what is stored need not read it as this type.
+        source = None if self._lens is None else self.sample_type
+        starts: list[str | type[Any]] = [self.sample_type]
+        if source is None and self._schema_ref:
+            starts.insert(0, self._schema_ref)
+        problem: Exception = unknown
+        for start in starts:
+            try:
+                paths = appview.find_lens_path(start, view, k=_MAX_PATHS)
+                return compose(paths, source, view, LensNetwork().lenses)
+            except NotFoundError as e:  # nobody has published this one; maybe somebody the same structure
+                problem = e
+            except (LensError, SchemaError, NetworkError) as e:
+                problem = e
+                break
+        names = f"{self.sample_type.__name__} to {view.__name__}"
+        # Those of the network say whose they are.
+        said = str(problem) if isinstance(problem, NetworkError) else f"by {redacted(url)}, {problem}"
+        raise LensError(f"no lens registered here leads from {names}; {said}") from None
 
     # --- Its samples
 

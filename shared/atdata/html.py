@@ -28,7 +28,7 @@ from atdata.shards import iter_samples
 if TYPE_CHECKING:
     from atdata.dataset import Dataset, SampleBatch
 
-__all__ = ["batch", "dataset", "facts", "png", "sample", "schema", "splits"]
+__all__ = ["batch", "dataset", "facts", "png", "sample", "schema", "splits", "table"]
 
 _SAMPLES: Final = 3
 _MAX_BYTES: Final = 8 << 20
@@ -150,6 +150,13 @@ def facts(title: str, values: Mapping[str, Any]) -> str:
                 [], ([escape(name), escape(_cut(str(value)))] for name, value in values.items() if value is not None)
             )
         )
+    )
+
+
+def table(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table of texts and numbers below a title."""
+    return _safely(
+        lambda: _title(title[:1000]) + _rows(head, ([escape(_cut(str(cell))) for cell in row] for row in rows))
     )
 
 

@@ -23,7 +23,7 @@ from atdata.errors import LensError
 from atdata.hints import is_sample_type
 from atdata.sample import DictSample, brief, is_same
 
-__all__ = ["Counterexample", "Lens", "LensLaws", "LensNetwork", "check_lens_laws", "lens"]
+__all__ = ["Counterexample", "Lens", "LensLaws", "LensNetwork", "check_lens_laws", "lens", "read_as"]
 
 S = TypeVar("S")
 V = TypeVar("V")
@@ -194,6 +194,11 @@ class LensNetwork:
             raise LensError(f"{getattr(lens, '__name__', lens)!s} is no lens; make one of a function: @atdata.lens")
         self._lenses.setdefault(lens.source_type, {})[lens.view_type] = lens
 
+    @property
+    def lenses(self) -> tuple[Lens[Any, Any], ...]:
+        """All that are registered."""
+        return tuple(lens for views in self._lenses.values() for lens in views.values())
+
     def transform(self, source: type[S], view: type[V]) -> Lens[S, V]:
         """The lens from *source* to *view*: direct, or through as few others as possible.
 
@@ -222,7 +227,7 @@ class LensNetwork:
         if source is view:
             return _identity(source)
         if source is DictSample and view not in self._lenses.get(source, {}):
-            return _from_dict(view) if is_sample_type(view) else None
+            return read_as(source, view) if is_sample_type(view) else None
         # Breadth first, in the order of registration, so that the answer is the same every time.
         paths: deque[tuple[type[Any], Lens[Any, Any] | None]] = deque([(source, None)])
         seen = {source}
@@ -248,17 +253,27 @@ def _identity(sample_type: type[Any]) -> Lens[Any, Any]:
     return lens
 
 
-def _from_dict(view_type: type[Any]) -> Lens[DictSample, Any]:
-    def from_dict(source: DictSample) -> Any:
-        return view_type.from_data(source.raw)
+def read_as(source_type: type[S], view_type: type[V]) -> Lens[S, V]:
+    """The lens that reads what is stored of a sample as another type, whose fields are taken by name.
 
-    def put(view: Any, source: DictSample) -> DictSample:
+    >>> read_as(DictSample, Digit)
+    Lens(read_as: DictSample → Digit)
+
+    Getting raises SampleError for a field that the view needs and does not find.
+    """
+    read: Any = view_type
+
+    def get(source: Any) -> Any:
+        return read.from_data(source.raw) if isinstance(source, DictSample) else read.from_bytes(source.packed)
+
+    def put(view: Any, source: Any) -> Any:
         stored = codec.unpack_map(source.packed)
-        viewed = codec.unpack_map(view_type.from_data(stored).packed)
-        return DictSample.from_data(_put_changes(stored, viewed, codec.unpack_map(view.packed)))
+        viewed = codec.unpack_map(read.from_data(stored).packed)
+        return type(source).from_data(_put_changes(stored, viewed, codec.unpack_map(view.packed)))
 
-    lens = Lens(from_dict, put, source_type=DictSample, view_type=view_type)
-    lens._made = _from_dict, (view_type,)
+    get.__name__ = "read_as"
+    lens = Lens(get, put, source_type=source_type, view_type=view_type)
+    lens._made = read_as, (source_type, view_type)
     return lens
 
 

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from atdata import syntax
 from atdata.errors import LexiconError
 
-__all__ = ["MAX_PROBLEMS", "Lexicons", "Problem", "Query", "load_lexicons", "type_name"]
+__all__ = ["MAX_PROBLEMS", "Lexicons", "Problem", "Query", "Subscription", "load_lexicons", "type_name"]
 
 MAX_PROBLEMS: Final = 20
 # Deeper than any honest record, and well within Python's own limit on recursion.
@@ -65,6 +65,22 @@ class Query:
     errors: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A subscription of a lexicon, as the documents say it; enough to serve it and to describe it.
+
+    `messages` maps the names of messages, such as `#info`, to their schemas; the rest is as it is in `Query`.
+    Specification: https://atproto.com/specs/event-stream
+    """
+
+    nsid: str
+    description: str
+    parameters: Mapping[str, Json] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    messages: Mapping[str, Json] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
+
+
 @cache
 def load_lexicons() -> Lexicons:
     """The lexicons of this package, parsed and compiled on the first call.
@@ -105,6 +121,7 @@ class Lexicons:
         self._records: dict[str, tuple[_Check, Callable[[str], bool], str]] = {}
         self._parameters: dict[str, _Parameters] = {}
         self._queries: dict[str, Query] = {}
+        self._subscriptions: dict[str, Subscription] = {}
 
     @classmethod
     def from_documents(cls, documents: Iterable[Any]) -> Lexicons:
@@ -133,6 +150,10 @@ class Lexicons:
     def queries(self) -> tuple[Query, ...]:
         """Every query, sorted by name."""
         return tuple(self._queries[nsid] for nsid in sorted(self._queries))
+
+    def subscriptions(self) -> tuple[Subscription, ...]:
+        """Every subscription, sorted by name."""
+        return tuple(self._subscriptions[nsid] for nsid in sorted(self._subscriptions))
 
     def definition(self, reference: str) -> Json | None:
         """The schema that `nsid#name` (or `nsid`, for its main definition) stands for, or None."""
@@ -420,17 +441,33 @@ class _Compiler:
         errors = self.member(schema, where, "errors", list, [])
         if not all(isinstance(error, dict) and isinstance(error.get("name"), str) for error in errors):
             raise self.fail(f"{where}.errors", "must be objects with a name")
+        described = {
+            "nsid": self.id,
+            "description": self.member(schema, where, "description", str, ""),
+            "parameters": parameters.get("properties", {}),
+            "required": self.names(parameters, where, "required"),
+            "errors": {error["name"]: error.get("description", "") for error in errors},
+        }
         if type_ == "query":
             output = self.member(schema, where, "output", dict, {})
-            self.lexicons._queries[self.id] = Query(
-                nsid=self.id,
-                description=self.member(schema, where, "description", str, ""),
-                parameters=parameters.get("properties", {}),
-                required=self.names(parameters, where, "required"),
-                output=output.get("schema"),
-                errors={error["name"]: error.get("description", "") for error in errors},
-            )
+            self.lexicons._queries[self.id] = Query(**described, output=output.get("schema"))
+        elif type_ == "subscription":
+            messages = self.messages(schema, where)
+            self.lexicons._subscriptions[self.id] = Subscription(**described, messages=messages)
         return _check_data
+
+    def messages(self, schema: Json, where: str) -> dict[str, Json]:
+        """The messages of a subscription that its document defines."""
+        union = self.member(schema, where, "message", dict, {}).get("schema", {"type": "union"})
+        if union.get("type") != "union":
+            raise self.fail(f"{where}.message.schema", "must be of type union")
+        definitions = self.document["defs"]
+        references = [reference.removeprefix(self.id) for reference in self.names(union, f"{where}.message", "refs")]
+        return {
+            reference: definitions[reference[1:]]
+            for reference in references
+            if reference.startswith("#") and isinstance(definitions.get(reference[1:]), dict)
+        }
 
     def parameters(self, schema: Json, where: str) -> _Parameters:
         if schema.get("type") != "params":

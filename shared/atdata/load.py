@@ -6,19 +6,31 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 
 from atdata.dataset import Dataset
-from atdata.errors import ArgumentError, MissingShardError, NotFoundError, SourceError, UnknownSplitError, UriError
+from atdata.errors import (
+    ArgumentError,
+    MissingShardError,
+    NetworkError,
+    NotFoundError,
+    SourceError,
+    UnknownSplitError,
+    UriError,
+)
 from atdata.protocols import AbstractIndex, DataSource
 from atdata.sample import DictSample, sample_type_of
 from atdata.sources import S3Source, Subset, URLSource, expand, literal, scheme_of
 
 if TYPE_CHECKING:
+    from atdata.appview import AppView
+    from atdata.atmosphere.load import ResolvedPath
     from atdata.protocols import IndexEntry
+    from atdata.views import DatasetView
 
-__all__ = ["DatasetDict", "load_dataset"]
+__all__ = ["DatasetDict", "load_dataset", "load_view"]
 
 T = TypeVar("T")
 DataFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -98,6 +110,7 @@ def load_dataset(
     data_files: DataFiles | Mapping[str, DataFiles] | None = None,
     streaming: bool = False,
     index: AbstractIndex | None = None,
+    appview: str | AppView | None = None,
 ) -> Dataset[T]: ...
 @overload
 def load_dataset(
@@ -108,6 +121,7 @@ def load_dataset(
     data_files: DataFiles | Mapping[str, DataFiles] | None = None,
     streaming: bool = False,
     index: AbstractIndex | None = None,
+    appview: str | AppView | None = None,
 ) -> DatasetDict[T]: ...
 @overload
 def load_dataset(
@@ -118,6 +132,7 @@ def load_dataset(
     data_files: DataFiles | Mapping[str, DataFiles] | None = None,
     streaming: bool = False,
     index: AbstractIndex | None = None,
+    appview: str | AppView | None = None,
 ) -> Dataset[Any]: ...
 @overload
 def load_dataset(
@@ -128,6 +143,7 @@ def load_dataset(
     data_files: DataFiles | Mapping[str, DataFiles] | None = None,
     streaming: bool = False,
     index: AbstractIndex | None = None,
+    appview: str | AppView | None = None,
 ) -> DatasetDict[Any]: ...
 def load_dataset(
     path: str | os.PathLike[str],
@@ -137,6 +153,7 @@ def load_dataset(
     data_files: DataFiles | Mapping[str, DataFiles] | None = None,
     streaming: bool = False,
     index: AbstractIndex | None = None,
+    appview: str | AppView | None = None,
 ) -> Dataset[Any] | DatasetDict[Any]:
     """The dataset at *path*: one split of it, or all of them by name.
 
@@ -150,7 +167,9 @@ def load_dataset(
     folder's says, else to `train`. *data_files*, relative to *path*, name the files, by split or not. Samples are of
     *sample_type*; if it is not given, of the published schema's type for datasets of the network, else `DictSample`.
     *index* looks up datasets and schemas of the network; one that is no `AtmosphereIndex` knows no labels, and answers
-    for the URLs that it gives.
+    for the URLs that it gives. Without one, *appview*, an AppView or its URL, else that of `ATDATA_APPVIEW`, is asked
+    first, in one request; the publisher's own server is where it does not answer, or does not know. `Dataset.as_type`
+    asks it for lenses.
 
     Raises FileNotFoundError when nothing is found, and ValueError for a split that is not there and for URLs that are
     not opened.
@@ -159,22 +178,70 @@ def load_dataset(
         raise ArgumentError(f"sample_type is a class, not {sample_type!r}; for a split write split={sample_type!r}")
     if sample_type is not None:
         sample_type_of(sample_type)
+    if index is not None and appview is not None:
+        raise ArgumentError("an index has an AppView of its own; write AtmosphereIndex(client, appview=…)")
     path = os.fspath(path)
-    sources: Mapping[str, DataSource]
     if path.startswith(("at://", "@")):
-        index = _default_index() if index is None else index
-        source, schema_ref = _find_dataset(path, index)
-        sources = _by_name(source, path)
-        if sample_type is None and schema_ref is not None:
-            sample_type = _decode_schema(path, schema_ref, index)
-    elif data_files is not None:
-        sources = _from_files(path, data_files)
+        index = _default_index(appview) if index is None else index
+        datasets = _published(path, _find_dataset(path, index), index, sample_type)
     else:
-        sources = _by_split(_find(path), path)
+        sources = _by_split(_find(path), path) if data_files is None else _from_files(path, data_files)
+        chosen: Any = sample_type or DictSample
+        datasets = DatasetDict({name: Dataset[chosen](one) for name, one in sources.items()}, sample_type=chosen)
+        if appview is not None:
+            from atdata.appview import AppView
+
+            for dataset in datasets.values():
+                dataset._appview = (appview if isinstance(appview, AppView) else AppView(appview)).url
+    datasets._streaming = streaming
+    return datasets if split is None else _chosen(datasets, split, path)
+
+
+def load_view(view: DatasetView, sample_type: type[Any] | None = None, *, split: str | None = None) -> Any:
+    """What `load_dataset` gives for a dataset that an AppView found, whose record is not asked for again.
+
+    >>> load_view(hit, split="train")
+    Dataset[Digit](…)
+
+    See `DatasetView.load`.
+    """
+    from atdata.atmosphere.client import AtmosphereClient
+    from atdata.atmosphere.index import AtmosphereIndex
+    from atdata.atmosphere.load import DatasetLoader, ResolvedPath
+
+    if sample_type is not None:
+        sample_type_of(sample_type)
+    client = view.check().client or AtmosphereClient()
+    index = AtmosphereIndex(client, appview=view.appview)
+    # Through lenses the samples come from their own type.
+    is_viewed = sample_type is not None and view.path is not None and view.path.leads_to(sample_type)
+    schema = None
+    if (sample_type is None or is_viewed) and index.appview is not None:
+        with suppress(NetworkError, UriError):  # its own server may know more
+            schema = index.appview.get_schema(view.schema_ref).stored
+    found = ResolvedPath(DatasetLoader(client).source(view.stored), view.schema_ref, schema)
+    datasets = _published(view.uri, found, index, None if is_viewed else sample_type)
+    if sample_type is not None and is_viewed:
+        viewed = {name: dataset.as_type(sample_type) for name, dataset in datasets.items()}
+        datasets = DatasetDict(viewed, sample_type=sample_type)
+    return datasets if split is None else _chosen(datasets, split, view.uri)
+
+
+def _published(path: str, found: ResolvedPath, index: AbstractIndex, sample_type: type[Any] | None) -> DatasetDict[Any]:
+    """The splits of a dataset of the network."""
+    sources = _by_name(found.source, path)
+    if sample_type is None and found.schema_ref is not None:
+        sample_type = _decode_schema(path, found, index)
     chosen: Any = sample_type or DictSample
     datasets: dict[str, Dataset[Any]] = {name: Dataset[chosen](source) for name, source in sources.items()}
-    if split is None:
-        return DatasetDict(datasets, sample_type=chosen, streaming=streaming)
+    appview: AppView | None = getattr(index, "appview", None)
+    for dataset in datasets.values():
+        dataset._schema_ref = found.schema_ref
+        dataset._appview = None if appview is None else appview.url
+    return DatasetDict(datasets, sample_type=chosen)
+
+
+def _chosen(datasets: DatasetDict[Any], split: str, path: str) -> Dataset[Any]:
     if split not in datasets:
         raise UnknownSplitError(f"{path}: there is no split {split!r}; there are: {', '.join(map(repr, datasets))}")
     return datasets[split]
@@ -184,25 +251,24 @@ def _names(splits: Iterable[str]) -> str:
     return ", ".join(splits) or "it has none"
 
 
-def _default_index() -> AbstractIndex:
-    from atdata.atmosphere.client import AtmosphereClient
+def _default_index(appview: str | AppView | None) -> AbstractIndex:
     from atdata.atmosphere.index import AtmosphereIndex
 
-    return AtmosphereIndex(AtmosphereClient())
+    return AtmosphereIndex(appview=appview)
 
 
-def _find_dataset(path: str, index: AbstractIndex) -> tuple[DataSource, str | None]:
-    """The shards of the dataset at *path*, and what names its schema."""
+def _find_dataset(path: str, index: AbstractIndex) -> ResolvedPath:
+    """The shards of the dataset at *path*, and its schema, or what names it."""
     from atdata.atmosphere.index import AtmosphereIndex
-    from atdata.atmosphere.load import resolve_path
+    from atdata.atmosphere.load import ResolvedPath, resolve_path
 
     try:
         if isinstance(index, AtmosphereIndex):
-            return resolve_path(path, index.client)
+            return resolve_path(path, index.client, index.appview)
         entry = index.get_dataset(path) if path.startswith("at://") else _entry(path, index)
     except LookupError as e:
         raise MissingShardError(path, str(e).removeprefix(f"{path}: ")) from e
-    return URLSource(entry.data_urls), entry.schema_ref
+    return ResolvedPath(URLSource(entry.data_urls), entry.schema_ref)
 
 
 def _entry(path: str, index: AbstractIndex) -> IndexEntry:
@@ -215,9 +281,14 @@ def _entry(path: str, index: AbstractIndex) -> IndexEntry:
     return found
 
 
-def _decode_schema(path: str, schema_ref: str, index: AbstractIndex) -> type[Any]:
+def _decode_schema(path: str, found: ResolvedPath, index: AbstractIndex) -> type[Any]:
+    assert found.schema_ref is not None
     try:
-        return index.decode_schema(schema_ref)
+        if found.schema is None:
+            return index.decode_schema(found.schema_ref)
+        from atdata.schema import schema_to_type
+
+        return schema_to_type(found.schema, resolve=index.get_schema)
     except LookupError as e:
         raise MissingShardError(path, f"its schema cannot be read: {e}; give a sample type") from e
     except UriError as e:

@@ -49,6 +49,9 @@ __all__ = [
     "parse_json",
 ]
 
+Params = Mapping[str, str | list[str]]
+"""What stands behind the question mark; a list is one parameter several times."""
+
 PLC_DIRECTORY: Final = "https://plc.directory"
 
 # A server that sends nothing for a minute is gone.
@@ -145,7 +148,7 @@ def open_response(
     url: str,
     *,
     trusted: bool = False,
-    params: Mapping[str, str] | None = None,
+    params: Params | None = None,
     headers: Mapping[str, str] | None = None,
     follow_redirects: bool = True,
 ) -> Iterator[httpx.Response]:
@@ -169,7 +172,7 @@ def open_response(
 def _send(
     url: str,
     trusted: bool,
-    params: Mapping[str, str] | None,
+    params: Params | None,
     headers: Mapping[str, str] | None,
     follow_redirects: bool,
 ) -> httpx.Response:
@@ -208,7 +211,7 @@ def get_bytes(
     url: str,
     *,
     trusted: bool = False,
-    params: Mapping[str, str] | None = None,
+    params: Params | None = None,
     limit: int = _MAX_DOCUMENT,
     seconds: float = _DOCUMENT_DEADLINE,
     follow_redirects: bool = False,

@@ -22,7 +22,17 @@ import numpy.typing as npt
 
 from atdata import nsid, syntax
 from atdata.atmosphere import records
-from atdata.atmosphere.records import Array, Field, FieldType, NDArray, Primitive, Ref, SchemaRecord, is_dtype
+from atdata.atmosphere.records import (
+    MAX_FIELDS,
+    Array,
+    Field,
+    FieldType,
+    NDArray,
+    Primitive,
+    Ref,
+    SchemaRecord,
+    is_dtype,
+)
 from atdata.errors import SchemaError
 from atdata.hints import ArrayOf, Kind, ListOf, Nested, TupleOf, dtype_name, is_reserved, read_hints
 from atdata.sample import PackableSample
@@ -36,8 +46,6 @@ Resolve: TypeAlias = Callable[[str], SchemaRecord | Mapping[str, Any]]
 _MAX_NESTING: Final = 16
 # … or to very many, each of which somebody has to look up.
 _MAX_SCHEMAS: Final = 100
-# No honest sample has more, and the time that it takes to make a class grows with the square of their number.
-_MAX_FIELDS: Final = 1000
 
 
 # --- A type's schema
@@ -165,8 +173,9 @@ class _Builder:
     def build(self, schema: SchemaRecord, depth: int) -> type[PackableSample]:
         if depth > _MAX_NESTING:
             raise SchemaError(f"{schema.name[:100]}: schemas are nested more than {_MAX_NESTING} deep, or in a circle")
-        if len(schema.fields) > _MAX_FIELDS:
-            raise SchemaError(f"{schema.name[:100]}: has {len(schema.fields):,} fields, more than {_MAX_FIELDS:,}")
+        # The time that it takes to make a class grows with the square of their number.
+        if len(schema.fields) > MAX_FIELDS:
+            raise SchemaError(f"{schema.name[:100]}: has {len(schema.fields):,} fields, more than {MAX_FIELDS:,}")
         annotations: list[tuple[str, Any, bool]] = []
         taken: set[str] = set()
         for field in schema.fields:

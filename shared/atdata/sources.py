@@ -90,21 +90,22 @@ def _shown(url: str) -> str:
     return redacted(url)[:200]
 
 
-def expand(*patterns: str) -> list[str]:
+def expand(*patterns: str, at_most: int = _MAX_SHARDS) -> list[str]:
     """The URLs that *patterns* stand for in brace notation, each checked.
 
     >>> expand("digits-{08..10}.tar")
     ['digits-08.tar', 'digits-09.tar', 'digits-10.tar']
 
     A backslash before a brace or a comma takes it as it is. Raises SourceError, a ValueError, for braces without a
-    partner, for more than 100,000 shards, for more than 32 MiB of URLs, and for schemes that are not opened.
+    partner, for more shards than *at_most*, 100,000 as a rule, for more than 32 MiB of URLs, and for schemes that are
+    not opened.
     """
     # braceexpand would make them all, or worse, before anyone could count.
     total = _Extent(0, 0)
     for pattern in patterns:
         total += _extent(pattern) if _has_braces(pattern) else _Extent(1, 0)
-        if total.count > _MAX_SHARDS:
-            raise SourceError(f"{_shown(pattern)}: stands for more than {_MAX_SHARDS:,} shards")
+        if total.count > at_most:
+            raise SourceError(f"{_shown(pattern)}: stands for more than {at_most:,} shards")
         if total.length > _MAX_LENGTH:
             raise SourceError(f"{_shown(pattern)}: stands for more than {_MAX_LENGTH >> 20} MiB of URLs")
     expanded: list[str] = []
@@ -643,12 +644,13 @@ class PublicS3Source(_Source):
         super().__init__(_s3_ids(bucket, keys))
         self.locates_shards = endpoint is None
         folder = _public_folder(bucket, endpoint, region)
-        self._urls = {shard_id: _public_url(folder, _bucket_and_key(shard_id)[1]) for shard_id in self._ids}
+        self.urls = {shard_id: _public_url(folder, _bucket_and_key(shard_id)[1]) for shard_id in self._ids}
+        """Where anybody reads each shard, by its id."""
         self._checksums = dict(checksums or {})
         self._allow_private = allow_private
 
     def _open(self, shard_id: str) -> Stream:
-        stream = _open_http(self._urls[shard_id], shard_id, trusted=self._allow_private)
+        stream = _open_http(self.urls[shard_id], shard_id, trusted=self._allow_private)
         return _verified(stream, shard_id, self._checksums.get(shard_id))
 
     def __repr__(self) -> str:

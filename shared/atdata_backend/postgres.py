@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import select
 from importlib import resources
+from typing import Any
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, Connection
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from atdata.errors import ConfigError
 
@@ -99,30 +100,45 @@ async def open_pool(url: str, *, max_size: int = 8) -> AsyncConnectionPool:
     """
     await (await connect(url)).close()
     pool: AsyncConnectionPool[AsyncConnection[TupleRow]] = AsyncConnectionPool(
-        url,
-        min_size=1,
-        max_size=max_size,
-        open=False,
-        # Seconds that it goes on trying by itself when the server is gone; the next request makes it try again at once.
-        reconnect_timeout=5.0,
-        # A restarted server leaves dead connections in the pool: look before handing one out.
-        check=_check,
-        kwargs={
-            "autocommit": True,
-            "options": "-c default_transaction_read_only=on -c statement_timeout=10s -c timezone=UTC",
-        },
+        url, min_size=1, max_size=max_size, open=False, check=_check, **_POOL
     )
     await pool.open(wait=True, timeout=10)
     return pool
 
 
+def open_blocking_pool(url: str, *, max_size: int) -> ConnectionPool:
+    """The same for threads, where `open_pool` has found nothing wrong. It connects when it is first asked."""
+    return ConnectionPool(url, min_size=0, max_size=max_size, open=True, check=_check_blocking, **_POOL)
+
+
+_POOL: dict[str, Any] = {
+    # Seconds that it goes on trying by itself when the server is gone; the next request makes it try again at once.
+    "reconnect_timeout": 5.0,
+    "kwargs": {
+        "autocommit": True,
+        "options": "-c default_transaction_read_only=on -c statement_timeout=10s -c timezone=UTC",
+    },
+}
+
+
+# A restarted server leaves dead connections in a pool: look before handing one out. To ask the server would take as
+# long as a query. But of an idle connection there is nothing to read, unless the server said good-bye, or is gone.
+
+
 async def _check(connection: AsyncConnection) -> None:
-    """Raise what psycopg raises if *connection* is dead. Asking the server would take as long as a query."""
-    # Of an idle connection there is nothing to read, unless the server has said good-bye, or is gone.
+    if _has_news(connection):
+        await AsyncConnectionPool.check_connection(connection)
+
+
+def _check_blocking(connection: Connection) -> None:
+    if _has_news(connection):
+        ConnectionPool.check_connection(connection)
+
+
+def _has_news(connection: AsyncConnection | Connection) -> bool:
     waiting = select.poll()
     waiting.register(connection.fileno(), select.POLLIN)
-    if waiting.poll(0):
-        await AsyncConnectionPool.check_connection(connection)
+    return bool(waiting.poll(0))
 
 
 def _version(row: TupleRow | None) -> int:

@@ -12,12 +12,12 @@ from typing import Literal
 
 import pytest
 import uvicorn
-from holdings import ALICE, BOB, Holdings, dataset, schema
+from holdings import ALICE, BOB, Holdings, dataset, lens, schema
 from playwright.sync_api import Browser, Page, sync_playwright
 from postgres import TestDatabases
 from psycopg.types.json import Jsonb
 
-from atdata.nsid import DATASET, FIELD_TYPE, SAMPLE_SCHEMA
+from atdata.nsid import DATASET, FIELD_TYPE, LENS, SAMPLE_SCHEMA
 from atdata_appview.app import create_app
 from atdata_appview.settings import AppViewSettings
 from atdata_backend.search.tantivy import TantivyEngine
@@ -71,6 +71,20 @@ def _add_awkward(holdings: Holdings) -> None:
     )
     arabic = holdings.add(BOB, SAMPLE_SCHEMA, "arabic", schema("عينة الكلام"))
     tower = "Z" + "\u0300\u0316" * 80
+    # Pictures of lenses: to what is long, from right to left, piled up or missing, both ways and many at once.
+    digit, gone = f"at://{ALICE}/{SAMPLE_SCHEMA}/digit", f"at://{BOB}/{SAMPLE_SCHEMA}/gone"
+    ends = [
+        (digit, huge),
+        (huge, digit),
+        (digit, arabic),
+        (digit, arabic),
+        (gone, digit),
+        (digit, gone),
+        (arabic, arabic),
+    ]
+    holdings.add_all(
+        BOB, LENS, [(f"lens{n}", lens((long, "عدسة", tower)[n % 3], *pair)) for n, pair in enumerate(ends)]
+    )
     holdings.add(
         *(ALICE, DATASET, "huge"),
         dataset(

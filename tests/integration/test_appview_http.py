@@ -334,7 +334,7 @@ async def test_a_search_server_that_does_not_answer(configured: AppViewSettings)
 async def test_health(configured: AppViewSettings, ask: Asker) -> None:
     """Version, lag and backlog; nothing is known of an indexer that never ran."""
     health = (await ask.client.get("/xrpc/_health")).json()
-    assert health == {"version": __version__, "lag": None, "backlog": 0, "indexerSeen": None}
+    assert health == {"version": __version__, "lag": None, "backlog": 0, "indexerSeen": None, "lensGraph": "ready"}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from frames import DATASET, DID, SCHEMA, Op, Repo, account, dataset, multikey, schema
 
 from atdata.errors import NetworkError
+from atdata.structure import structure_of
 from atdata_backend.identity import Identity
 from atdata_backend.search.base import Document, Query
 from atdata_backend.search.tantivy import TantivyEngine
@@ -74,6 +75,62 @@ async def test_a_document_has_its_schema_and_publisher(store: Store, repo: Repo,
     await feed.step()
     for text in ("waveform", "song", "alice"):
         assert engine.search(Query(text)).total == 1, text
+    engine.close()
+
+
+async def test_a_dataset_has_its_schemas_structure(store: Store, repo: Repo, engine: Moody) -> None:
+    """Whoever published the schema; as long as it is not here, or cannot be read, its URI stands for it."""
+    record = dataset("Birdsong")
+    ref = record["schemaRef"]
+    await write(store, repo.commit(1, [("create", f"{DATASET}/1", record)]))
+    feed = Feed(store, engine)
+    await feed.step()
+    assert engine.search(Query(structures=(ref,))).total == 1
+    await write(store, repo.commit(2, [("create", ref.removeprefix(f"at://{DID}/"), schema())]))
+    while await feed.step():
+        pass
+    fingerprint = structure_of(schema()).fingerprint
+    assert [hit.structure for hit in engine.search(Query(structures=(fingerprint,))).hits] == [fingerprint]
+    unreadable = {**schema(), "fields": "none"}
+    await write(store, repo.commit(3, [("update", ref.removeprefix(f"at://{DID}/"), unreadable)]))
+    while await feed.step():
+        pass
+    assert engine.search(Query(structures=(ref,))).total == 1
+    engine.close()
+
+
+async def test_schemas_can_be_searched_for(store: Store, repo: Repo, engine: Moody) -> None:
+    """By name, description, fields, types and publisher; apart from datasets; and no more once they are gone."""
+    described = {**schema("Song"), "description": "One vocalisation"}
+    await write(store, repo.commit(1, [*named(1, "Owl"), ("create", f"{SCHEMA}/3kzaaaaaaaaaa", described)]))
+    await store.resolved(Identity(DID, "alice.test", None, multikey(DID)))
+    feed = Feed(store, engine)
+    while await feed.step():
+        pass
+    for text in ("song", "vocalisation", "waveform", "float32", "alice", "wavefrom", "vocal"):
+        assert engine.schemas.search(Query(text)).total == 1, text
+    assert engine.schemas.search(Query(fields=("waveform:ndarray",))).total == 1
+    assert engine.schemas.search(Query("owl")).total == 0
+    assert (engine.count(), engine.schemas.count()) == (1, 1)
+    await write(store, repo.commit(2, [("delete", f"{SCHEMA}/3kzaaaaaaaaaa", None)]))
+    while await feed.step():
+        pass
+    assert (engine.count(), engine.schemas.count()) == (1, 0)
+    engine.close()
+
+
+async def test_an_empty_engine_of_schemas_is_filled(store: Store, repo: Repo, engine: Moody) -> None:
+    """Who comes from a version without it has schemas after the next start, and no dataset is fed again."""
+    ops: list[Op] = [("create", f"{SCHEMA}/3kzaaaaaaaaaa", schema())]
+    await write(store, repo.commit(1, named(1, "Owl") + ops))
+    feed = Feed(store, engine)
+    while await feed.step():
+        pass
+    engine.schemas.clear()
+    await feed.start()
+    assert [uri for _, uri in await store.outbox(10)] == [f"at://{DID}/{SCHEMA}/3kzaaaaaaaaaa"]
+    await feed.step()
+    assert engine.schemas.count() == 1
     engine.close()
 
 

@@ -1,7 +1,7 @@
 """What every search engine does, checked against each of them.
 
 The embedded engine always runs. Meilisearch runs where ATDATA_TEST_MEILI_URL names a server (its key in
-ATDATA_TEST_MEILI_KEY; its index `datasets` is emptied), or where a `meilisearch` binary is on the PATH.
+ATDATA_TEST_MEILI_KEY; its indexes `datasets` and `schemas` are emptied), or where a `meilisearch` binary is on the PATH.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def open_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open
 
     if request.param == "meilisearch":
         open_one().clear()
+        open_one().schemas.clear()
     yield open_one
     for engine in opened:
         engine.close()
@@ -407,7 +409,9 @@ def shelf(engine: SearchEngine) -> SearchEngine:
             schema_uri=uri("s1"),
             storage="external",
             fields=("image:ndarray:uint8", "label:int"),
+            structure="s1-one",
             samples=0,
+            bytes=10**9,
             created_at=DAY,
         ),
         dataset(
@@ -417,7 +421,9 @@ def shelf(engine: SearchEngine) -> SearchEngine:
             schema_uri=uri("s2"),
             storage="blobs",
             fields=("image:ndarray:float32",),
+            structure=uri("s2"),
             samples=100,
+            bytes=0,
             created_at=DAY + timedelta(days=1),
         ),
         dataset(
@@ -428,6 +434,7 @@ def shelf(engine: SearchEngine) -> SearchEngine:
             schema_uri=uri("s1"),
             storage="external",
             fields=("image:bytes", "label:str"),
+            structure="s1-three",
             samples=10_000,
             created_at=DAY + timedelta(days=2),
         ),
@@ -462,6 +469,19 @@ def shelf(engine: SearchEngine) -> SearchEngine:
         (Query(min_samples=2**63, max_samples=2**80), set()),
         (Query(min_samples=100, max_samples=99), set()),
         (Query(min_samples=-1), {"one", "two", "three"}),
+        (Query(min_bytes=0), {"one", "two"}),
+        (Query(min_bytes=1), {"one"}),
+        (Query(max_bytes=10**9), {"one", "two"}),
+        (Query(max_bytes=10**9 - 1), {"two"}),
+        (Query(min_bytes=10**9, max_bytes=10**9), {"one"}),
+        (Query(max_bytes=-1), set()),
+        (Query(min_bytes=2**63, max_bytes=2**80), set()),
+        (Query(min_bytes=0, min_samples=1), {"two"}),
+        (Query(structures=("s1-one",)), {"one"}),
+        (Query(structures=("s1-one", uri("s2"), "s1-unheard-of")), {"one", "two"}),
+        (Query(structures=("s1-on",)), set()),
+        (Query("image", structures=("s1-three",), tags=("audio",)), {"three"}),
+        (Query("image", structures=("s1-three",), tags=("vision",)), set()),
         (Query(created_after=DAY + timedelta(days=2), created_before=DAY), set()),
         (Query(created_after=datetime(2026, 1, 4), created_before=datetime(9999, 1, 1)), {"four"}),
         (Query(created_after=DAY + timedelta(days=1)), {"two", "three", "four"}),
@@ -474,7 +494,7 @@ def shelf(engine: SearchEngine) -> SearchEngine:
     ],
 )
 def test_filters(shelf: SearchEngine, query: Query, expected: set[str]) -> None:
-    """Kinds of filters are a conjunction; ranges are inclusive; who gave no number of samples is in no range of it."""
+    """Kinds of filters are a conjunction; ranges are inclusive; who gave no amount is in no range of it."""
     results = shelf.search(query)
     assert set(names(results)) == expected
     assert results.total == len(expected)
@@ -595,6 +615,12 @@ def test_facets_are_bounded(engine: SearchEngine) -> None:
     assert facets == {"tags": {f"tag{i:03}": 4 for i in range(70, 120)}}
 
 
+def test_facets_heed_structures(shelf: SearchEngine) -> None:
+    """What a structure leaves out is not counted."""
+    found = shelf.search(Query(structures=("s1-one", "s1-three"), facets=("tags", "license")))
+    assert found.facets == {"tags": {"small": 2, "audio": 1, "vision": 1}, "license": {"mit": 2}}
+
+
 # Order and pages
 
 
@@ -682,6 +708,40 @@ def test_pages_are_stable(open_engine: Open, sort: Any) -> None:
     assert len(set(found)) == len(found)
 
 
+def test_pages_are_stable_for_new_readers(open_engine: Open) -> None:
+    """So they are if every page is asked of a process that was not there before, by relevance, too."""
+    writer = open_engine()
+
+    def record(i: int, generation: str) -> Document:
+        return dataset(f"speech {i}", key=f"{generation}{i}", description="speech " * (i % 3) + "words " * (i % 7))
+
+    fill(writer, *(record(i, "stays") for i in range(200)), *(record(i, "goes") for i in range(40)))
+    query, seen = Query("speech", limit=30), list[str]()
+    for step in range(20):
+        page = open_engine().search(query)
+        seen += [hit.uri for hit in page.hits]
+        if page.cursor is None:
+            break
+        writer.apply([record(i, f"comes{step}x") for i in range(4)], [uri(f"goes{step * 4 + i}") for i in range(4)])
+        query = Query("speech", limit=30, cursor=page.cursor)
+    assert page.cursor is None
+    assert len(seen) == len(set(seen))
+    assert {uri(f"stays{i}") for i in range(200)} <= set(seen)
+
+
+def test_structures_may_change_between_pages(engine: SearchEngine) -> None:
+    """Which structures lead to another depends on lenses, which come and go: paging goes on with those of now."""
+    fill(engine, *(dataset(f"speech {i}", key=i, structure=f"s{i % 3}") for i in range(30)))
+    for query in (Query("speech", limit=4), Query(limit=4)):
+        page = engine.search(replace(query, structures=("s0", "s1")))
+        seen = [hit.uri for hit in page.hits]
+        while page.cursor:
+            page = engine.search(replace(query, structures=("s0", "s2"), cursor=page.cursor))
+            seen += [hit.uri for hit in page.hits]
+        assert len(seen) == len(set(seen))
+        assert {uri(i) for i in range(0, 30, 3)} <= set(seen)
+
+
 BAD_CURSORS = ["", "x", "====", "e30", "bnVsbA", "WzEsMiwzLDRd", "\x00", "é", "a" * 10_000, "W1tbW1tb" * 500]
 
 
@@ -764,6 +824,55 @@ def test_highlights_mark_what_matched(engine: SearchEngine, text: str, marked: s
 def test_browsing_has_no_highlights(shelf: SearchEngine) -> None:
     """Without text there is nothing to mark."""
     assert all(not hit.highlights for hit in shelf.search(Query(sort="name")).hits)
+
+
+# What is similar
+
+
+def test_similar(engine: SearchEngine) -> None:
+    """What shares rare words, tags, fields or structure comes, the most alike first, and never itself."""
+    fill(
+        engine,
+        dataset("Whale songs", tags=("bioacoustics", "sea"), fields=("waveform:ndarray:float32",), structure="s1-a"),
+        dataset("Songs of humpback whales", key="twin", tags=("Bioacoustics",), structure="s1-a"),
+        dataset("Orca whale calls", key="cousin", description="songs and clicks"),
+        dataset("Traffic signs", key="stranger", tags=("vision",), fields=("image:bytes",), structure="s1-b"),
+        *(dataset(f"filler {i}", key=f"f{i}", description="something else entirely") for i in range(20)),
+    )
+    itself, *others = engine.similar(uri("Whale.songs"), 10)
+    assert (itself.uri, itself.structure) == (uri("Whale.songs"), "s1-a")
+    assert [hit.uri for hit in others][:2] == [uri("twin"), uri("cousin")]
+    assert others[0].structure == "s1-a"
+    assert uri("stranger") not in {hit.uri for hit in others}
+    assert len(engine.similar(uri("Whale.songs"), 1)) == 2
+
+
+def test_similar_to_nothing(engine: SearchEngine) -> None:
+    """Nothing is similar to what is not here, and to what has nothing in common with anything."""
+    assert engine.similar(uri("Whale.songs"), 10) == ()
+    fill(engine, dataset("mnist", did="did:plc:one", handle=None), dataset("", key="empty", did="did:plc:two"))
+    assert engine.similar(uri("unheard-of"), 10) == ()
+    assert [hit.uri for hit in engine.similar(uri("mnist", "did:plc:one"), 10)] == [uri("mnist", "did:plc:one")]
+
+
+# Schemas
+
+
+def test_schemas_are_apart(open_engine: Open) -> None:
+    """Schemas are searched like datasets, and neither is found among the others."""
+    engine = open_engine()
+    fill(engine, dataset("Whale songs"))
+    schema = dataset("Song", fields=("waveform:ndarray:float32",), keywords=("ndarray", "float32"), structure="s1-a")
+    engine.schemas.apply([schema, dataset("Digit", fields=("label:int",), keywords=("int",))], [])
+    for text, found in (("sogn", "Song"), ("wavef", "Song"), ("float32", "Song"), ("int", "Digit"), ("whale", None)):
+        assert names(engine.schemas.search(Query(text)))[:1] == ([found] if found else []), text
+    assert names(engine.schemas.search(Query(fields=("waveform:ndarray",)))) == ["Song"]
+    assert names(engine.search(Query("song"))) == ["Whale.songs"]
+    assert (engine.count(), engine.schemas.count()) == (1, 2)
+    assert names(open_engine().schemas.search(Query(sort="name"))) == ["Digit", "Song"]
+    engine.clear()
+    assert (engine.count(), engine.schemas.count()) == (0, 2)
+    engine.schemas.clear()
 
 
 # Threads

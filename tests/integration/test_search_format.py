@@ -12,10 +12,10 @@ import pytest
 import tantivy
 
 from atdata.errors import ConfigError
-from atdata_backend.search import tantivy as engine_module
-from atdata_backend.search import text
+from atdata_backend.search import ranking, tantivy_documents, text
 from atdata_backend.search.base import Document, Query
-from atdata_backend.search.tantivy import FORMAT, TantivyEngine
+from atdata_backend.search.tantivy import TantivyEngine
+from atdata_backend.search.tantivy_documents import FORMAT
 
 
 def document(key: str) -> Document:
@@ -35,8 +35,8 @@ def other_schema() -> tantivy.Schema:
 
 def test_the_format_is_made_of_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever changes a field changes the format, without having to think of it."""
-    monkeypatch.setattr(engine_module, "_schema", other_schema)
-    assert engine_module._format() != FORMAT
+    monkeypatch.setattr(tantivy_documents, "schema", other_schema)
+    assert tantivy_documents._format() != FORMAT
 
 
 @pytest.mark.parametrize("name", ["fold", "forms", "key", "clean", "words"])
@@ -44,12 +44,18 @@ def test_the_format_is_made_of_the_analysis(name: str, monkeypatch: pytest.Monke
     """So does whoever changes what is made of a document's text: its words would no longer be those asked for."""
     before = getattr(text, name)
     monkeypatch.setattr(text, name, lambda value: before(str(value).replace("i", "j").replace("I", "J")))
-    assert engine_module._format() != FORMAT
+    assert tantivy_documents._format() != FORMAT
+
+
+def test_the_format_is_made_of_the_ranking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So does whoever weighs the words of a document otherwise."""
+    monkeypatch.setitem(ranking._WEIGHTS, "keywords", 3.0)
+    assert tantivy_documents._format() != FORMAT
 
 
 def test_the_format_is_the_same_everywhere() -> None:
     """The same code has the same format in every process, whatever order its sets have: an index is made once."""
-    code = "from atdata_backend.search.tantivy import FORMAT; print(FORMAT)"
+    code = "from atdata_backend.search.tantivy_documents import FORMAT; print(FORMAT)"
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -209,7 +209,7 @@ async def test_accounts_hide_and_come_back(store: Store, repo: Repo, database_ur
 
 
 async def test_a_schema_touches_its_datasets(store: Store, repo: Repo) -> None:
-    """Search looks again at a dataset when its schema arrives, changes or goes."""
+    """Search looks again at a schema, and at its datasets, when it arrives, changes or goes."""
     await feed(store, [repo.commit(1, [("create", PATH, dataset())])])
     for n, op in enumerate(
         [
@@ -221,7 +221,20 @@ async def test_a_schema_touches_its_datasets(store: Store, repo: Repo) -> None:
     ):
         await store.fed(await store.outbox(10))
         await feed(store, [repo.commit(n, [op])])
-        assert [uri for _, uri in await store.outbox(10)] == [URI]
+        assert {uri for _, uri in await store.outbox(10)} == {URI, f"at://{DID}/{SCHEMA}/3kzaaaaaaaaaa"}
+
+
+async def test_an_account_touches_the_datasets_of_its_schemas(store: Store, repo: Repo) -> None:
+    """What samples look like cannot be told while the schema's publisher is hidden, whoever published the dataset."""
+    other = Repo(OTHER)
+    uri = f"at://{DID}/{SCHEMA}/3kzaaaaaaaaaa"
+    await feed(store, [repo.commit(1, [("create", f"{SCHEMA}/3kzaaaaaaaaaa", schema())])])
+    await feed(store, [other.commit(2, [("create", PATH, {**dataset(), "schemaRef": uri})])])
+    for seq, is_active in ((3, False), (4, True)):
+        await store.fed(await store.outbox(10))
+        await feed(store, [account(seq, active=is_active, status=None if is_active else "deactivated")])
+        assert {uri for _, uri in await store.outbox(10)} == {uri, f"at://{OTHER}/{PATH}"}
+        assert len(await store.schemas([uri])) == is_active
 
 
 async def test_handles_and_documents(store: Store, repo: Repo, database_url: str) -> None:

@@ -11,7 +11,7 @@ from network.atproto_network import Account, Network, creation
 from atdata_backend.http import guarded_client
 from atdata_backend.identity import Resolver
 from atdata_indexer import backfill as module
-from atdata_indexer.backfill import Backfill, FetchFailed, Head, Hosting, RepoUnavailable, Snapshot
+from atdata_indexer.backfill import Backfill, FetchFailed, Head, RepoUnavailable, Snapshot
 from atdata_indexer.car import decode_record
 
 DATASET = "ac.foundation.dataset.record"

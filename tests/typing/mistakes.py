@@ -36,3 +36,10 @@ def caption(source: ImageSample) -> str:
 
 
 both = number | caption  # wrong
+
+
+appview = atdata.AppView("https://appview.example.com")
+appview.search_datasets(storage=["floppy"])  # wrong
+appview.datasets_loadable_as(ImageSample, tagz=["cat"])  # wrong
+for hit in appview.search_datasets():
+    print(hit.names)  # wrong

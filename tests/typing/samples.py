@@ -9,7 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 import atdata
-from atdata import Dataset, DatasetDict, DictSample, Lens, LensNetwork, PackableSample, SampleBatch, URLSource, lens
+from atdata import (
+    AppView,
+    Dataset,
+    DatasetDict,
+    DictSample,
+    Lens,
+    LensNetwork,
+    PackableSample,
+    SampleBatch,
+    URLSource,
+    lens,
+)
+from atdata.appview import Results
+from atdata.atmosphere import AtmosphereIndex
+from atdata.views import DatasetView, LensPath, LensView, SchemaView
 
 
 @atdata.packable
@@ -101,6 +115,28 @@ def lenses() -> None:
     assert_type(LensNetwork().transform(ImageSample, Declared), Lens[ImageSample, Declared])
     assert_type(atdata.lens.LensNetwork(), LensNetwork)
     assert_type(simplify(ImageSample(np.zeros(1, np.uint8), "cat")), Declared)
+
+
+def finding() -> None:
+    appview = AppView("https://appview.example.com")
+    found = appview.search_datasets("cats", tags=["images"], storage=["blobs"], sort="newest", facets=["license"])
+    assert_type(found, Results[DatasetView])
+    assert_type(found.facets, dict[str, dict[str, int]])
+    for hit in found:
+        assert_type(hit, DatasetView)
+        assert_type(hit.load(ImageSample, split="train"), Dataset[ImageSample])
+        assert_type(hit.load(ImageSample), DatasetDict[ImageSample])
+        assert_type(hit.load(split="train"), Dataset[Any])
+        entry: atdata.IndexEntry = hit
+        print(entry)
+    for path in appview.find_lens_path(ImageSample, Declared):
+        assert_type(path, LensPath)
+        assert_type(path.lenses, tuple[LensView, ...])
+    assert_type(appview.resolve_schema("alice.example.com", "Cat", version=">=1.2"), SchemaView)
+    index = AtmosphereIndex(appview=appview)
+    assert_type(index.search_datasets("cats", min_samples=10), Results[DatasetView])
+    assert_type(index.datasets_loadable_as(ImageSample, licenses=["MIT"]), Results[DatasetView])
+    assert_type(atdata.load_dataset("@a.example/cats", ImageSample, appview=appview), DatasetDict[ImageSample])
 
 
 def protocols() -> None:

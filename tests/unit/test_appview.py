@@ -178,7 +178,13 @@ def test_openapi_says_what_the_lexicons_say() -> None:
         "minItems": 1,
         "maxItems": 100,
     }
-    assert set(paths["/xrpc/ac.foundation.dataset.getRecord"]["get"]["responses"]) == {"200", "400", "404"}
+    responses = paths["/xrpc/ac.foundation.dataset.getRecord"]["get"]["responses"]
+    assert set(responses) == {"200", "304", "400", "401", "404", "414", "429", "503"}
+    named = {status: responses[status]["content"]["application/json"]["schema"] for status in ("400", "404")}
+    assert {status: schema["properties"]["error"]["enum"] for status, schema in named.items()} == {
+        "400": ["InvalidRequest"],
+        "404": ["RecordNotFound"],
+    }
 
 
 @pytest.mark.parametrize("module", [docs, pages, search])

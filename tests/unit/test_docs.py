@@ -44,7 +44,7 @@ def test_every_command_has_help() -> None:
     """`atdata --help` lists the commands, and each explains itself."""
     runner = CliRunner()
     listed = runner.invoke(cli, ["--help"]).output
-    for name in ("appview", "indexer", "migrate", "up"):
+    for name in ("appview", "indexer", "mcp", "migrate", "search", "up"):
         assert name in listed
         assert runner.invoke(cli, [name, "--help"]).exit_code == 0
 

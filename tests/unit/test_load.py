@@ -11,6 +11,7 @@ from web import Reply, serve
 import atdata
 from atdata import Dataset, DatasetDict, DictSample, load_dataset
 from atdata.atmosphere import AtmosphereClient, AtmosphereIndex
+from atdata.atmosphere.load import ResolvedPath
 from atdata.errors import ArgumentError, MissingShardError, NotFoundError, SchemaError, SourceError
 from atdata.schema import schema_to_type, type_to_schema
 
@@ -197,9 +198,9 @@ def network(monkeypatch: pytest.MonkeyPatch, source: Any, schema: Any) -> list[A
     """Have every path on the network be a dataset in *source*; what was asked for is noted."""
     asked: list[Any] = []
 
-    def resolve_path(path: str, client: Any) -> tuple[Any, Any]:
+    def resolve_path(path: str, client: Any, appview: Any) -> ResolvedPath:
         asked.append((path, client))
-        return source, schema and SCHEMA_REF
+        return ResolvedPath(source, schema and SCHEMA_REF)
 
     monkeypatch.setattr("atdata.atmosphere.load.resolve_path", resolve_path)
     monkeypatch.setattr(AtmosphereIndex, "decode_schema", lambda self, ref: schema_to_type({SCHEMA_REF: schema}[ref]))
@@ -297,7 +298,7 @@ def test_blobs_are_one_split(monkeypatch):
 def test_a_name_that_nobody_has_is_nothing_found(monkeypatch):
     """A dataset that is not on the network is a FileNotFoundError, as one that is not on disk."""
 
-    def resolve_path(path: str, client: Any) -> Any:
+    def resolve_path(path: str, client: Any, appview: Any) -> Any:
         raise NotFoundError("alice.example.com has neither label nor dataset 'digits'")
 
     monkeypatch.setattr("atdata.atmosphere.load.resolve_path", resolve_path)

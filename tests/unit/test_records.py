@@ -32,6 +32,7 @@ from atdata.atmosphere.records import (
     StorageExternal,
     StorageHttp,
     StorageS3,
+    canonical_dtype,
     field_summaries,
     is_dtype,
     read,
@@ -915,6 +916,7 @@ def test_field_summaries():
     schema = schema_of(
         Field("image", NDArray("uint8", (3,))),
         Field("vector", NDArray()),
+        Field("times", NDArray(">M8[1ns]")),
         Field("label", Primitive("str")),
         Field("tags", Array(Primitive("str"))),
         Field("parent", Ref(SCHEMA_URI)),
@@ -923,6 +925,7 @@ def test_field_summaries():
     assert field_summaries(schema) == (
         "image:ndarray:uint8",
         "vector:ndarray:float32",
+        "times:ndarray:datetime64[ns]",
         "label:str",
         "tags:array",
         "parent:ref",
@@ -946,6 +949,37 @@ def test_dtypes_are_numpys():
             assert not numpy.dtype(name).hasobject
     for name in ["object", "O", "|O8", "O8", "i3", "float8", "", "int32 ", "f4,i4", "void", "V8", "datetime64[]"]:
         assert not is_dtype(name)
+
+
+def test_canonical_dtypes_are_numpys():
+    """What is one dtype to NumPy, byte order and length of text aside, has one canonical name; nothing else has it."""
+    numpy = pytest.importorskip("numpy")
+    codes = [f"{order}{code}" for order in ("", "<", ">", "=") for code in (
+        "?", "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16", "U5", "U", "S5",
+        "M8", "M8[ns]", "M8[1ns]", "M8[25s]", "m8", "m8[D]",
+    )]  # fmt: skip
+    for name in filter(is_dtype, [*codes, "float32", "int64", "uint8", "bool", "str", "bytes", "datetime64[D]"]):
+        canonical = canonical_dtype(name)
+        assert is_dtype(canonical)
+        assert canonical_dtype(canonical) == canonical
+        for other in filter(is_dtype, codes):
+            one, two = numpy.dtype(name).newbyteorder("="), numpy.dtype(other).newbyteorder("=")
+            is_same = one.kind == two.kind if one.kind in "US" else one == two
+            assert (canonical_dtype(other) == canonical) is is_same, (name, other)
+    for name in ["object", "", "int32 ", "float8"]:
+        assert canonical_dtype(name) == name
+
+
+def test_a_form_alone_is_read_with_its_own_problems():
+    """`read_form` finds what `read` finds, apart from what only the lexicon says."""
+    for record in [{"name": "a", "fields": [{"name": 5}]}, {"name": "x" * 200, "version": "1.0.0", "fields": []}, [{}]]:
+        form, whole = records.read_form(nsid.SAMPLE_SCHEMA, record), read(nsid.SAMPLE_SCHEMA, record)
+        assert form.value == whole.value
+        assert {problem.split(":")[0] for problem in form.problems} <= {one.split(":")[0] for one in whole.problems}
+    too_long = schema_of(Field("a", Primitive("int"))).to_record() | {"name": "x" * 200}
+    assert read(nsid.SAMPLE_SCHEMA, too_long).problems
+    assert not records.read_form(nsid.SAMPLE_SCHEMA, too_long).problems
+    assert records.read_form("com.example.other", {}) == read("com.example.other", {})
 
 
 def test_examples():

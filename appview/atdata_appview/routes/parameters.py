@@ -29,6 +29,11 @@ async def publisher(store: Store, params: Mapping[str, Any]) -> str | None:
     return (await publishers(store, "publisher", [params["publisher"]]))[0]
 
 
+async def known_did(store: Store, identifier: str) -> str | None:
+    """The DID that *identifier* is, or that has it for its handle; None for a handle we do not know."""
+    return identifier if identifier.startswith("did:") else (await store.dids([identifier])).get(identifier.lower())
+
+
 async def record_uris(store: Store, name: str, uris: Sequence[str]) -> list[str | None]:
     """*uris* with DIDs as authorities; None for one whose handle we do not know.
 

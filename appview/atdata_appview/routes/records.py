@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from atdata.nsid import Kind
 from atdata_appview.errors import InvalidRequest, RecordNotFound
+from atdata_appview.models import Record
 from atdata_appview.routes.parameters import record_uris
 from atdata_appview.services import Services
-from atdata_appview.store import ANSWER_BYTES
+from atdata_appview.store import ANSWER_BYTES, Store
 
 
 async def get_record(services: Services, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,7 +22,17 @@ async def get_record(services: Services, params: Mapping[str, Any]) -> dict[str,
     return record.record_view()
 
 
-async def get_of_kind(services: Services, asked: Sequence[str], kind: Kind, key: str) -> dict[str, Any]:
+async def _plain_views(store: Store, rows: Sequence[Record]) -> list[dict[str, Any]]:
+    return [row.view() for row in rows]
+
+
+async def get_of_kind(
+    services: Services,
+    asked: Sequence[str],
+    kind: Kind,
+    key: str,
+    views: Callable[[Store, Sequence[Record]], Awaitable[Sequence[Mapping[str, Any]]]] = _plain_views,
+) -> dict[str, Any]:
     """The records of *kind* at the URIs *asked* for, in that order, and the URIs at which there is none.
 
     Raises InvalidRequest when the records are too large for one answer: here is no cursor to end it early with.
@@ -36,6 +47,6 @@ async def get_of_kind(services: Services, asked: Sequence[str], kind: Kind, key:
             f"uris: these records are more than {ANSWER_BYTES // 1_000_000} MB together; ask for {fitting} at a time"
         )
     return {
-        key: [records[uri].view() for uri in found if uri],
+        key: await views(services.store, [records[uri] for uri in found if uri]),
         "notFound": [given for given, uri in uris.items() if uri not in records],
     }

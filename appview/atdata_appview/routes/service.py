@@ -37,6 +37,7 @@ async def report_health(request: Request) -> Response:
         "lag": status.lag,
         "backlog": status.backlog,
         "indexerSeen": None if seen is None else round(max(0.0, time.time() - seen.timestamp()), 1),
+        "lensGraph": "ready" if services.graph_keeper.is_ready else "reading",
     }
     return Response(to_json(health), 200, {"Cache-Control": "no-store"}, "application/json")
 
@@ -58,6 +59,7 @@ async def metrics(request: Request) -> Response:
     """Everything that is counted, for Prometheus. Without the database, only what concerns requests."""
     services: Services = request.app.state.services
     gauges: dict[str, tuple[str, float]] = {}
+    gauges["atdata_subscribers"] = ("Subscriptions to the changes.", services.stream.subscribers)
     try:
         status = await services.status.get()
     except (psycopg.Error, NetworkError, ConfigError):
@@ -67,6 +69,10 @@ async def metrics(request: Request) -> Response:
         gauges["atdata_datasets"] = ("Datasets of active accounts.", status.records["dataset"])
         gauges["atdata_search_documents"] = ("Datasets in the search engine.", status.search_documents)
         gauges["atdata_search_backlog"] = ("Changes that the search engine has yet to take over.", status.backlog)
+        if services.graph_keeper.is_ready:
+            gauges["atdata_lens_graph_schemas"] = ("Schemas in the lens graph.", services.graph.schemas)
+            gauges["atdata_lens_graph_nodes"] = ("Structures in it, and schemas without one.", services.graph.nodes)
+            gauges["atdata_lens_graph_lenses"] = ("Lenses in the lens graph.", services.graph.lenses)
         if status.lag is not None:
             gauges["atdata_indexer_lag_seconds"] = ("How far the indexer is behind the network.", status.lag)
     return PlainTextResponse(

@@ -12,29 +12,44 @@ from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from atdata.lexicon import load_lexicons
 from atdata.nsid import PREFIX
-from atdata_appview.errors import InvalidRequest, MethodNotAllowed, MethodNotImplemented
+from atdata_appview.errors import InvalidRequest, MethodNotAllowed, MethodNotImplemented, UpgradeRequired
 from atdata_appview.models import to_json
 from atdata_appview.replies import cacheable
-from atdata_appview.routes import datasets, lenses, records, schemas, status
+from atdata_appview.routes import datasets, lenses, lookups, records, schemas, status, subscriptions
 from atdata_appview.services import Services
 
 Handler = Callable[[Services, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
 
 METHODS: Mapping[str, Handler] = {
     PREFIX + "searchDatasets": datasets.search_datasets,
+    PREFIX + "searchSchemas": schemas.search_schemas,
+    PREFIX + "similarDatasets": datasets.similar_datasets,
     PREFIX + "getDatasets": datasets.get_datasets,
     PREFIX + "listDatasets": datasets.list_datasets,
     PREFIX + "getSchemas": schemas.get_schemas,
     PREFIX + "listSchemas": schemas.list_schemas,
+    PREFIX + "compareSchemas": schemas.compare_schemas,
+    PREFIX + "resolveSchema": schemas.resolve_schema,
     PREFIX + "getLenses": lenses.get_lenses,
     PREFIX + "listLenses": lenses.list_lenses,
+    PREFIX + "getLensPath": lenses.get_lens_path,
+    PREFIX + "getLensGraph": lenses.get_lens_graph,
     PREFIX + "getRecord": records.get_record,
+    PREFIX + "resolveDataset": lookups.resolve_dataset,
+    PREFIX + "resolveLabel": lookups.resolve_label,
+    PREFIX + "resolveBlobs": lookups.resolve_blobs,
+    PREFIX + "listPublishers": lookups.list_publishers,
     PREFIX + "getStatus": status.get_status,
 }
+
+Subscriber = Callable[[Services, Mapping[str, Any], WebSocket], Awaitable[None]]
+
+SUBSCRIPTIONS: Mapping[str, Subscriber] = {PREFIX + "subscribeChanges": subscriptions.subscribe_changes}
 
 _MAX_FIELDS = 1000
 
@@ -43,6 +58,8 @@ async def call(request: Request) -> Response:
     """Answer one call of any method."""
     nsid = request.path_params["nsid"]
     handler = METHODS.get(nsid)
+    if nsid in SUBSCRIPTIONS:
+        raise UpgradeRequired(f"{nsid} is a subscription: connect with a WebSocket", {"Upgrade": "websocket"})
     if handler is None:
         raise MethodNotImplemented(f"there is no method {nsid[:100]!r} here; see /docs for those there are")
     if request.method not in ("GET", "HEAD"):
@@ -50,6 +67,18 @@ async def call(request: Request) -> Response:
     params = checked_params(nsid, request.scope["query_string"])
     answer = await handler(request.app.state.services, params)
     return cacheable(request, to_json(answer), "application/json")
+
+
+async def subscribe(websocket: WebSocket) -> None:
+    """Serve one subscription. What it raises before the WebSocket is there becomes an answer of HTTP."""
+    nsid = websocket.path_params["nsid"]
+    subscriber = SUBSCRIPTIONS.get(nsid)
+    if subscriber is None and nsid in METHODS:
+        raise InvalidRequest(f"{nsid} is a query: ask for it with GET, not with a WebSocket")
+    if subscriber is None:
+        raise MethodNotImplemented(f"there is no method {nsid[:100]!r} here; see /docs for those there are")
+    params = checked_params(nsid, websocket.scope["query_string"])
+    await subscriber(websocket.app.state.services, params, websocket)
 
 
 def checked_params(nsid: str, query_string: bytes, *, skip_empty: bool = False) -> dict[str, Any]:
@@ -80,4 +109,7 @@ def _bare(nsid: str, name: str, value: str) -> str:
 
 
 # Every verb, so that the wrong one, too, is answered by what knows the method.
-routes = [Route("/xrpc/{nsid:path}", call, methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])]
+routes = [
+    Route("/xrpc/{nsid:path}", call, methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]),
+    WebSocketRoute("/xrpc/{nsid:path}", subscribe),
+]

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from atdata.atmosphere.blobs import PDSBlobStore
 from atdata.atmosphere.client import AtmosphereClient, StoredRecord
 from atdata.atmosphere.load import DatasetLoader, SchemaLoader, data_urls, metadata_of
 from atdata.atmosphere.publish import DatasetPublisher, SchemaPublisher, check_dataset
 from atdata.atmosphere.records import DatasetRecord
-from atdata.errors import ArgumentError, RecordError, UriError
+from atdata.errors import ArgumentError, ConfigError, RecordError, UriError
 from atdata.sample import PackableSample
 from atdata.schema import schema_to_type
 
 if TYPE_CHECKING:
+    from atdata.appview import AppView, DatasetFilters, Results
     from atdata.dataset import Dataset
     from atdata.protocols import AbstractDataStore, AbstractIndex, IndexEntry
+    from atdata.views import DatasetView, LensPaths
 
 __all__ = ["AtmosphereIndex", "DatasetEntry"]
 
@@ -123,16 +126,34 @@ class AtmosphereIndex:
     >>> entry = index.insert_dataset(dataset, name="digits")
     >>> index.list_datasets("alice.example.com")
 
-    With a *data_store*, shards of published datasets are uploaded to it; without one, their URLs are recorded.
+    With a *data_store*, shards of published datasets are uploaded to it; without one, their URLs are recorded. *client*
+    need not be logged in, nor be given, to read what others have published. What only an index of the whole network can
+    answer is asked of *appview*, an AppView or its URL, else of that at `ATDATA_APPVIEW`:
+
+    >>> index = AtmosphereIndex(appview="https://appview.example.com")
+    >>> for hit in index.search_datasets("speech recognition"): ...
     """
 
-    def __init__(self, client: AtmosphereClient, data_store: AbstractDataStore | None = None) -> None:
+    def __init__(
+        self,
+        client: AtmosphereClient | None = None,
+        data_store: AbstractDataStore | None = None,
+        *,
+        appview: str | AppView | None = None,
+    ) -> None:
         for name, value in (("client", client), ("data_store", data_store)):
             if isinstance(value, type):
                 made = "AtmosphereClient()" if name == "client" else f"{value.__name__}(client)"
                 raise ArgumentError(f"{name} is the class {value.__name__}; give an instance of it: {made}")
-        self.client = client
+        self.client = client if client is not None else AtmosphereClient()
         self.data_store = data_store
+        self.appview: AppView | None = None
+        """Where questions about the whole network go; None when none is known."""
+        if appview is not None or os.environ.get("ATDATA_APPVIEW"):
+            from atdata.appview import AppView  # which brings the views, and they this module's entries
+
+            known = appview if isinstance(appview, AppView) else AppView(appview)
+            self.appview = known.read_by(self.client)
 
     # --- Schemas
 
@@ -253,8 +274,53 @@ class AtmosphereIndex:
         """Our own datasets, page by page as they are asked for."""
         return map(DatasetEntry, DatasetLoader(self.client).iter_all())
 
+    # --- What only an AppView knows
+
+    def search_datasets(self, q: str = "", **filters: Unpack[DatasetFilters]) -> Results[DatasetView]:
+        """Datasets of the whole network that have the words *q* and pass all *filters*; see `AppView.search_datasets`.
+
+        >>> for hit in index.search_datasets("speech", licenses=["MIT"]):
+        ...     print(hit.name, hit.publisher)
+
+        Raises ConfigError without an AppView, and NetworkError when it does not answer.
+        """
+        return self._need_appview("searching all repositories").search_datasets(q, **filters)
+
+    def datasets_loadable_as(
+        self, sample_type: type[Any], q: str = "", **filters: Unpack[DatasetFilters]
+    ) -> Results[DatasetView]:
+        """Datasets of the whole network that can be read as *sample_type*; see `AppView.datasets_loadable_as`.
+
+        >>> for hit in index.datasets_loadable_as(Digit):
+        ...     for digit in hit.load(Digit, split="train"): ...
+        """
+        return self._need_appview("searching by type").datasets_loadable_as(sample_type, q, **filters)
+
+    def similar(self, uri: str, *, limit: int = 10) -> tuple[DatasetView, ...]:
+        """Datasets like the one at *uri*, the most alike first; see `AppView.similar`."""
+        return self._need_appview("comparing all datasets").similar(uri, limit=limit)
+
+    def find_lens_path(
+        self, source: str | type[Any], target: str | type[Any], *, max_hops: int = 4, k: int = 3
+    ) -> LensPaths:
+        """The best ways from samples of *source* to samples of *target*; see `AppView.find_lens_path`.
+
+        >>> for path in index.find_lens_path(entry.schema_ref, Simple):
+        ...     print(path)
+        """
+        return self._need_appview("looking for lenses").find_lens_path(source, target, max_hops=max_hops, k=k)
+
+    def _need_appview(self, what: str) -> AppView:
+        if self.appview is None:
+            raise ConfigError(
+                f"{what} takes an AppView: give appview=URL, as AtmosphereIndex(client, appview='https://…'), or set "
+                "ATDATA_APPVIEW; list_datasets(repo) lists one account's datasets without"
+            )
+        return self.appview
+
     def __repr__(self) -> str:
-        return f"AtmosphereIndex({self.client!r}, data_store={self.data_store!r})"
+        appview = "" if self.appview is None else f", appview={self.appview!r}"
+        return f"AtmosphereIndex({self.client!r}, data_store={self.data_store!r}{appview})"
 
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeVar
 
-from atdata import codec, nsid
+from atdata import codec, network, nsid
 from atdata.atmosphere import records
 from atdata.atmosphere.client import AtmosphereClient, StoredRecord
 from atdata.atmosphere.records import (
@@ -22,17 +22,21 @@ from atdata.atmosphere.records import (
     StorageS3,
 )
 from atdata.atmosphere.uri import AtUri, BlobUri
-from atdata.errors import NotFoundError, RecordError, SampleError, SourceError, UriError
+from atdata.errors import NetworkError, NotFoundError, RecordError, SampleError, SourceError, UriError
 from atdata.nsid import Kind
 from atdata.protocols import DataSource
 from atdata.sources import PublicS3Source, S3Source, URLSource, expand, literal, scheme_of
 
 if TYPE_CHECKING:
+    from atdata.appview import AppView
     from atdata.dataset import Dataset
 
 __all__ = ["DatasetLoader", "LabelLoader", "LensLoader", "SchemaLoader", "data_urls", "metadata_of", "resolve_path"]
 
 T = TypeVar("T")
+
+# Somebody waits for an AppView whose answer can be had elsewhere.
+_PATIENCE: Final = 10.0
 
 _COLLECTIONS: Final[Mapping[Kind, tuple[str, ...]]] = {
     kind: tuple(name for name, held in nsid.KINDS.items() if held == kind and name.startswith(nsid.PREFIX))
@@ -336,23 +340,39 @@ def metadata_of(record: StoredRecord) -> dict[str, Any] | None:
 # --- Paths
 
 
-def resolve_path(path: str, client: AtmosphereClient) -> tuple[DataSource, str | None]:
-    """The shards of the dataset at *path*, and the AT URI of its schema.
+class ResolvedPath(NamedTuple):
+    """What there is at a path: the shards, the AT URI of their schema, and its record where that came along."""
 
-    >>> source, schema_ref = resolve_path("@alice.example.com/digits@1.2.0", AtmosphereClient())
+    source: DataSource
+    schema_ref: str | None
+    schema: StoredRecord | None = None
+
+
+def resolve_path(path: str, client: AtmosphereClient, appview: AppView | None = None) -> ResolvedPath:
+    """The shards of the dataset at *path*, and its schema.
+
+    >>> source, schema_ref, _ = resolve_path("@alice.example.com/digits@1.2.0", AtmosphereClient())
 
     *path* is the AT URI of a dataset, of a label or of a blob, which has no schema, or `@handle/name` with an optional
-    `@version`: the newest label of this name, else the newest dataset. Raises NotFoundError, a LookupError, when there
-    is none, UriError, a ValueError, for another path, and as `DatasetLoader.to_dataset` does.
+    `@version`: the newest label of this name, else the newest dataset. *appview* is asked first, once, and the server
+    of the repository when that does not answer, does not know it, or sends what cannot be right; our own server has the
+    only word on what is ours, for it knows that first. Raises NotFoundError, a LookupError, when there is none,
+    UriError, a ValueError, for another path, and as `DatasetLoader.to_dataset` does.
     """
-    if path.startswith("@"):
-        uri = _named(client, path)
-    elif path.startswith("at://") and path.split("/")[3:4] == ["blob"]:
+    if path.startswith("at://") and path.split("/")[3:4] == ["blob"]:
         blob = BlobUri.parse(path)
-        return client.blob_source([{"did": blob.did, "cid": blob.cid}]), None
-    else:
-        uri = path
-    parsed = AtUri.parse(uri)
+        return ResolvedPath(client.blob_source([{"did": blob.did, "cid": blob.cid}]), None)
+    if appview is not None and not _is_own(path, client):
+        try:
+            with network.deadline(_PATIENCE):
+                found = appview.resolve_dataset(path)
+        except NetworkError:
+            pass
+        else:
+            view, schema = found.dataset, found.schema
+            source = DatasetLoader(client).source(view.stored)
+            return ResolvedPath(source, view.schema_ref, None if schema is None else schema.stored)
+    parsed = AtUri.parse(_named(client, path) if path.startswith("@") else path)
     if nsid.kind_of(parsed.collection) == "label":
         label = LabelLoader(client).get(parsed).reading.value
         parsed = AtUri.parse(label.dataset_uri if isinstance(label, LabelRecord) else "")
@@ -361,7 +381,12 @@ def resolve_path(path: str, client: AtmosphereClient) -> tuple[DataSource, str |
     source = loader.source(record)
     dataset = record.reading.value
     assert isinstance(dataset, DatasetRecord)
-    return source, dataset.schema_ref
+    return ResolvedPath(source, dataset.schema_ref)
+
+
+def _is_own(path: str, client: AtmosphereClient) -> bool:
+    owner = path.removeprefix("at://").removeprefix("@").partition("/")[0]
+    return client.is_authenticated and owner.lower() in (client.did, client.handle.lower())
 
 
 def _named(client: AtmosphereClient, path: str) -> str:

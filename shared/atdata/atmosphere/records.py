@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -24,6 +24,7 @@ from atdata.nsid import Kind
 
 __all__ = [
     "DTYPES",
+    "MAX_FIELDS",
     "PRIMITIVES",
     "Array",
     "Blob",
@@ -49,9 +50,11 @@ __all__ = [
     "StorageHttp",
     "StorageKind",
     "StorageS3",
+    "canonical_dtype",
     "field_summaries",
     "is_dtype",
     "read",
+    "read_form",
     "read_value",
     "storage_kind",
 ]
@@ -76,6 +79,15 @@ _DTYPE_CODE = re.compile(
     r"[<>=|]?(?:b1|\?|[iu][1248]|f(?:2|4|8|16)|c(?:8|16|32)|[SUa][0-9]{1,9}|[mM]8(?:\[[0-9]{0,9}[a-zA-Z]{1,2}\])?)"
     r"|(?:datetime64|timedelta64)\[[0-9]{0,9}[a-zA-Z]{1,2}\]"
 )
+_DTYPE_KINDS: Final = {
+    "b": "bool", "?": "bool", "i": "int", "u": "uint", "f": "float", "c": "complex", "S": "bytes", "a": "bytes",
+    "U": "str", "M": "datetime64", "m": "timedelta64",
+}  # fmt: skip
+_TIME_STEP = re.compile(r"\[([0-9]*)([a-zA-Z]+)\]")
+
+MAX_FIELDS: Final = 1000
+"""How many fields a schema may have to be used as a type: no honest sample has more, and work grows with them."""
+
 # Nested arrays deeper than this are an attack, not a dataset.
 _MAX_DEPTH = 16
 # No honest array is longer, and a hostile one must not cost more than its share of time.
@@ -89,6 +101,27 @@ def is_dtype(name: str) -> bool:
     (True, True, True, False)
     """
     return name in DTYPES or _DTYPE_CODE.fullmatch(name) is not None
+
+
+def canonical_dtype(name: str) -> str:
+    """The one name of all that declare what *name* does; what is no dtype (`is_dtype`) as it is.
+
+    >>> canonical_dtype("<f4"), canonical_dtype(">i8"), canonical_dtype("U12"), canonical_dtype("M8[1ns]")
+    ('float32', 'int64', 'str', 'datetime64[ns]')
+
+    Byte order and the length of text are no part of what is declared. NumPy is not asked: what `longdouble` or `intp`
+    is depends on the machine, and this must not.
+    """
+    if name in DTYPES or not is_dtype(name):
+        return name
+    code = name.lstrip("<>=|")
+    step = _TIME_STEP.search(code)
+    if step is not None:
+        kind = "datetime64" if code.startswith(("M8", "datetime64")) else "timedelta64"
+        count = int(step[1] or "1")
+        return f"{kind}[{'' if count == 1 else count}{step[2]}]"
+    kind = _DTYPE_KINDS[code[0]]
+    return f"{kind}{8 * int(code[1:])}" if code[0] in "iufc" else kind
 
 
 # --- Sample schemas
@@ -481,7 +514,7 @@ def _summary(field_type: FieldType | None) -> str:
         case Primitive(name):
             return name
         case NDArray(dtype):
-            return f"ndarray:{dtype}"
+            return f"ndarray:{canonical_dtype(dtype)}"
         case Array():
             return "array"
         case Ref():
@@ -563,24 +596,40 @@ def read(collection: str, record: Any) -> Reading:
     >>> reading.problems
     ('datasetUri: must be a string, not an integer',)
     """
-    kind = nsid.kind_of(collection) if isinstance(collection, str) else None
-    if kind is None:
-        return Reading(None, None)
-    if not isinstance(record, dict):
-        value = _READERS[kind](_Notes({}))
-        return Reading(kind, value, (f"must be an object, not {type_name(record)}",))
-    notes = _Notes(record)
-    if record.get("$type") != collection:
-        notes.add("$type", f"must be {collection}")
-    value = _READERS[kind](notes)
+    kind, value, found = _read_form(collection, record)
+    if kind is None or not isinstance(record, dict):
+        return Reading(kind, value, tuple(map(str, found)))
     problems: list[Problem] = []
     if collection.startswith(nsid.PREFIX):
         problems += load_lexicons().validate_record(collection, _first_form(kind, record))
     # The first word on a place, the lexicon's if it has one, is enough.
-    for problem in notes.problems:
+    for problem in found:
         if not any(_is_within(problem.path, said.path) for said in problems):
             problems.append(problem)
     return Reading(kind, value, tuple(map(str, problems[:MAX_PROBLEMS])))
+
+
+def read_form(collection: str, record: Any) -> Reading:
+    """As `read`, at a fraction of its price: the problems are those of reading it, and the lexicon is not asked.
+
+    >>> read_form("ac.foundation.dataset.lens", None).problems
+    ('must be an object, not null',)
+    """
+    kind, value, problems = _read_form(collection, record)
+    return Reading(kind, value, tuple(map(str, problems)))
+
+
+def _read_form(collection: str, record: Any) -> tuple[Kind | None, Record | None, Sequence[Problem]]:
+    kind = nsid.kind_of(collection) if isinstance(collection, str) else None
+    if kind is None:
+        return None, None, ()
+    notes = _Notes(record if isinstance(record, dict) else {})
+    if notes.members.get("$type") != collection:
+        notes.add("$type", f"must be {collection}")
+    value = _READERS[kind](notes)
+    if not isinstance(record, dict):
+        return kind, value, [Problem("", f"must be an object, not {type_name(record)}")]
+    return kind, value, notes.problems
 
 
 def read_value(collection: str, record: Any) -> Record | None:

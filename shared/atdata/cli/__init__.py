@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 import click
 
 from atdata import __version__
+from atdata.cli.find import mcp, search
 from atdata.errors import AtdataError, ConfigError, how_to_install
 
 #: The exit code of a mistake that starting again will not mend, as in sysexits.h.
@@ -43,6 +44,10 @@ class _Commands(click.Group):
 @click.version_option(__version__)
 def cli() -> None:
     """Typed datasets on the AT Protocol."""
+
+
+cli.add_command(search)
+cli.add_command(mcp)
 
 
 def main() -> None:

@@ -28,10 +28,11 @@ FACET_VALUES = 50
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One dataset as the engine sees it.
+    """One dataset as the engine sees it, or one schema, which has fewer of these.
 
     ``fields`` are the schema's fields as ``name:type`` or ``name:ndarray:dtype``; ``samples`` and ``bytes`` are None
-    when the publisher did not say.
+    when the publisher did not say. ``structure`` names what its samples look like: datasets with the same one can be
+    read alike. ``keywords`` are further words to be found by.
     """
 
     uri: str
@@ -48,6 +49,8 @@ class Document:
     storage: str | None = None
     samples: int | None = None
     bytes: int | None = None
+    structure: str | None = None
+    keywords: tuple[str, ...] = ()
 
     @property
     def stamp(self) -> str:
@@ -65,7 +68,8 @@ class Query:
 
     Filters of different kinds must all hold. Within ``tags`` and ``fields`` every value must be present; within the
     others one of them. ``fields`` takes ``name``, ``name:type`` or ``name:type:dtype``. Case makes no difference,
-    but in ``schemas`` and ``publishers``.
+    but in ``schemas``, ``structures`` and ``publishers``. None of ``structures`` is any; ``structures`` may change from
+    page to page.
     """
 
     text: str = ""
@@ -75,8 +79,11 @@ class Query:
     publishers: tuple[str, ...] = ()
     storage: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
+    structures: tuple[str, ...] = ()
     min_samples: int | None = None
     max_samples: int | None = None
+    min_bytes: int | None = None
+    max_bytes: int | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
     sort: Sort = "relevance"
@@ -87,10 +94,14 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A dataset that matches. ``highlights``: ``name`` and ``description`` as HTML, escaped, with matches in <mark>."""
+    """A dataset that matches, and what is its structure.
+
+    ``highlights``: ``name`` and ``description`` as HTML, escaped, with matches in <mark>.
+    """
 
     uri: str
     highlights: Mapping[str, str] = field(default_factory=dict)
+    structure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +125,24 @@ class BadCursor(ValueError):
 class SearchEngine(Protocol):
     """What every engine does. Calls block: async code runs them in a thread. One process writes, many may read."""
 
+    @property
+    def schemas(self) -> SearchEngine:
+        """The same for schemas, which are kept apart from datasets. It is closed with this one."""
+        ...
+
     def apply(self, upserts: Sequence[Document], deletes: Sequence[str]) -> None:
         """Store and remove documents. On return they are durable, and the next search in any process sees them."""
         ...
 
     def search(self, query: Query) -> Results:
         """The page of *query*. Raises `BadCursor`; NetworkError where the engine is a server that does not answer."""
+        ...
+
+    def similar(self, uri: str, limit: int) -> tuple[Hit, ...]:
+        """The documents that are most like the one at *uri*, which is not among them; none if it is not here.
+
+        They share its rarest words, its tags, its fields or its structure. Raises what `search` raises.
+        """
         ...
 
     def count(self) -> int:

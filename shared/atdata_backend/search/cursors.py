@@ -15,8 +15,8 @@ _FOREIGN = "this is not a cursor from here; ask again without it"
 
 
 def fingerprint(query: Query) -> str:
-    """What decides which hits there are and in what order: all but the page and the facets."""
-    asked = replace(query, cursor=None, limit=0, facets=())
+    """What decides which hits there are and in what order: all but the page, the facets, and what may change."""
+    asked = replace(query, cursor=None, limit=0, facets=(), structures=())
     return hashlib.sha256(repr(asked).encode("utf-8", "replace")).hexdigest()[:12]
 
 

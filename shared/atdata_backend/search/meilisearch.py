@@ -21,18 +21,21 @@ from atdata_backend.search import cursors, text
 from atdata_backend.search.base import FACET_VALUES, FACETS, Document, Facet, Hit, Query, Results, Sort
 
 INDEX = "datasets"
+SCHEMAS = "schemas"
 
 # Seconds: for an answer, and for a batch to be indexed, which on a busy server waits for those before it.
 _ANSWER, _INDEXING = 10, 300
 _MAX_PAGE = 1_000
+# More words of a query do not count.
+_MAX_WORDS = 10
 # A page is sought this many hits around where it should be, since documents come and go between pages.
 _SLACK = 50
 # Around a match in what the server returns. They are taken out of what is stored, so that they can mean nothing else.
 _MARKS = ("\ue000", "\ue001")
 
 _SETTINGS: Mapping[str, Any] = {
-    "searchableAttributes": ["name", "forms", "tags", "schemaName", "fieldNames", "handle", "description"],
-    "filterableAttributes": sorted([*FACETS, "columns", "created", "id", "samples"]),
+    "searchableAttributes": ["name", "forms", "tags", "schemaName", "fieldNames", "keywords", "handle", "description"],
+    "filterableAttributes": sorted([*FACETS, "bytes", "columns", "created", "id", "samples", "structure"]),
     "sortableAttributes": ["byName", "created", "samples", "tie"],
     # `sort` first: who sorts by a value wants that order. The last rule makes every order a total one.
     "rankingRules": ["sort", "words", "typo", "proximity", "attribute", "exactness", "tie:asc"],
@@ -54,7 +57,7 @@ _SORTS: Mapping[Sort, tuple[str, bool]] = {  # attribute, whether it descends
 
 
 class MeilisearchEngine:
-    """Search in the index `datasets` of the Meilisearch server at *url*, version 1.15 or later.
+    """Search in the index *index* of the Meilisearch server at *url*, version 1.15 or later.
 
     >>> engine = MeilisearchEngine("http://localhost:7700", "a key that may do all with indexes, documents and tasks")
     >>> engine.apply([document], deletes=[])
@@ -63,18 +66,25 @@ class MeilisearchEngine:
 
     Raises NetworkError if the server does not answer or cannot do what it is asked, ConfigError if it refuses the key.
 
-    Where it differs from the embedded engine, by Meilisearch's nature: URIs of schemas are compared without case, too,
-    only the last word may be unfinished, words are dropped from the end of a query that nothing matches, and ten words
-    count.
+    Where it differs from the embedded engine, by Meilisearch's nature: URIs of schemas and names of structures are
+    compared without case, too, only the last word may be unfinished, words are dropped from the end of a query that
+    nothing matches, and ten words count.
     """
 
-    def __init__(self, url: str, api_key: str | None = None) -> None:
+    def __init__(self, url: str, api_key: str | None = None, index: str = INDEX) -> None:
         self._url = url.rstrip("/")
         self._key = api_key
+        self._name = index
         self._is_set_up = False
+        self._schemas = self if index == SCHEMAS else MeilisearchEngine(url, api_key, SCHEMAS)
         self._writing = threading.Lock()
         # The client changes its headers from request to request, so threads must not share one.
         self._clients = threading.local()
+
+    @property
+    def schemas(self) -> MeilisearchEngine:
+        """The same for schemas, in the index `schemas`."""
+        return self._schemas
 
     def apply(self, upserts: Sequence[Document], deletes: Sequence[str]) -> None:
         """Store and remove documents, deletes first; durable and visible to all when it returns."""
@@ -83,7 +93,7 @@ class MeilisearchEngine:
         documents = {document["id"]: document for document in map(_document, upserts)}
         with self._writing, self._asking() as client:
             self._set_up(client)
-            index = client.index(INDEX)
+            index = client.index(self._name)
             tasks = []
             if deletes:
                 ids = ", ".join(_literal(_id(text.clean(uri))) for uri in deletes)
@@ -95,18 +105,38 @@ class MeilisearchEngine:
 
     def search(self, query: Query) -> Results:
         """The page of *query*. Raises `BadCursor`."""
-        search = _Search(query)
+        search = _Search(query, self._name)
         try:
             with self._asking() as client:
                 return search.results(lambda queries: client.multi_search(queries)["results"])
         except _NoIndex:
             return Results(hits=(), total=0, facets={facet: {} for facet in query.facets})
 
+    def similar(self, uri: str, limit: int) -> tuple[Hit, ...]:
+        """The documents that are most like the one at *uri*, which is not among them; none if it is not here."""
+        id_ = _id(text.clean(uri))
+        try:
+            with self._asking() as client:
+                index = client.index(self._name)
+                found = index.get_documents({"filter": f"id = {_literal(id_)}", "limit": 1}).results
+                if not found or not (words := _telling_words(dict(found[0]))):
+                    return ()
+                asking = {
+                    "filter": f"id != {_literal(id_)}",
+                    "limit": min(max(limit, 1), _MAX_PAGE),
+                    "attributesToRetrieve": ["uri", "structure"],
+                    # Of the words, it drops those first that most documents have.
+                    "matchingStrategy": "frequency",
+                }
+                return tuple(map(_hit, index.search(words, asking)["hits"]))
+        except _NoIndex:
+            return ()
+
     def count(self) -> int:
         """How many documents there are."""
         try:
             with self._asking() as client:
-                return int(client.index(INDEX).get_stats().number_of_documents)
+                return int(client.index(self._name).get_stats().number_of_documents)
         except _NoIndex:
             return 0
 
@@ -116,7 +146,7 @@ class MeilisearchEngine:
         while True:
             try:
                 with self._asking() as client:
-                    page = client.index(INDEX).get_documents(
+                    page = client.index(self._name).get_documents(
                         {"fields": ["uri", "stamp"], "limit": 1_000, "offset": offset}
                     )
             except _NoIndex:
@@ -130,7 +160,7 @@ class MeilisearchEngine:
         """Remove every document."""
         with self._writing, self._asking() as client:
             self._set_up(client)
-            self._finish(client, client.index(INDEX).delete_all_documents().task_uid)
+            self._finish(client, client.index(self._name).delete_all_documents().task_uid)
 
     def close(self) -> None:
         """Nothing to release: each request has a connection of its own."""
@@ -140,7 +170,7 @@ class MeilisearchEngine:
         if self._is_set_up:
             return
         try:
-            current = client.index(INDEX).get_settings()
+            current = client.index(self._name).get_settings()
         except MeilisearchApiError as error:
             if error.code != "index_not_found":
                 raise
@@ -149,7 +179,7 @@ class MeilisearchEngine:
             current[name] = sorted(current.get(name, []), key=str)
         wrong = {name: value for name, value in _SETTINGS.items() if not _agrees(current.get(name), value)}
         if wrong:
-            self._finish(client, client.index(INDEX).update_settings(wrong).task_uid)
+            self._finish(client, client.index(self._name).update_settings(wrong).task_uid)
         self._is_set_up = True
 
     def _finish(self, client: Client, task_uid: int) -> None:
@@ -220,6 +250,7 @@ def _document(document: Document) -> dict[str, Any]:
         "tags": tags,
         "schemaName": text.clean(document.schema_name),
         "fieldNames": field_names,
+        "keywords": [text.clean(word) for word in document.keywords],
         "handle": text.clean(document.handle or ""),
         "description": _unmarked(document.description),
         "license": text.clean(document.license or "") or None,
@@ -228,9 +259,16 @@ def _document(document: Document) -> dict[str, Any]:
         "storage": text.clean(document.storage or "") or None,
         "columns": sorted({prefix for column in columns for prefix in text.column_forms(column)}),
         "created": _micros(document.created_at),
-        "samples": -1 if document.samples is None else min(max(document.samples, 0), 2**53),
+        "structure": text.clean(document.structure or "") or None,
+        "samples": _amount(document.samples),
+        "bytes": _amount(document.bytes),
         "byName": text.fold(name)[:100],
     }
+
+
+def _amount(given: int | None) -> int:
+    """What is *given*, as far as a double holds it exactly; -1 for an unknown amount, which comes last."""
+    return -1 if given is None else min(max(given, 0), 2**53)
 
 
 def _unmarked(value: str) -> str:
@@ -259,14 +297,17 @@ def _filters(query: Query) -> dict[str, list[str]]:
         ("schema", query.schemas),
         ("publisher", query.publishers),
         ("storage", query.storage),
+        ("structure", query.structures),
     ):
         filters[name] = [f"{name} IN [{', '.join(map(_literal, values))}]"] if values else []
     bounds = []
-    if query.min_samples is not None or query.max_samples is not None:
-        # From 0: who does not say how many samples there are has not said that there are few.
-        bounds.append(f"samples >= {max(query.min_samples or 0, 0)}")
-    if query.max_samples is not None:
-        bounds.append(f"samples <= {query.max_samples}")
+    amounts = {"samples": (query.min_samples, query.max_samples), "bytes": (query.min_bytes, query.max_bytes)}
+    for name, (low, high) in amounts.items():
+        if low is not None or high is not None:
+            # From 0: who does not say how much there is has not said that there is little.
+            bounds.append(f"{name} >= {max(low or 0, 0)}")
+        if high is not None:
+            bounds.append(f"{name} <= {high}")
     if query.created_after is not None:
         bounds.append(f"created >= {_micros(query.created_after)}")
     if query.created_before is not None:
@@ -297,8 +338,9 @@ class _Last:
 class _Search:
     """One query: the requests it takes and the page they make."""
 
-    def __init__(self, query: Query) -> None:
+    def __init__(self, query: Query, index: str) -> None:
         self._query = query
+        self._index = index
         self._limit = min(max(query.limit, 1), _MAX_PAGE)
         self._words = _words(query.text)
         self._filters = _filters(query)
@@ -340,7 +382,7 @@ class _Search:
         facets = {facet: _facet(counted, facet) for facet in shared}
         facets |= {facet: _facet(other, facet) for facet, other in zip(own, others, strict=True)}
         return Results(
-            hits=tuple(map(self._hit, page)),
+            hits=tuple(map(_hit, page)),
             total=counted["totalHits"],
             facets={facet: facets[facet] for facet in self._query.facets},
             cursor=cursor,
@@ -349,14 +391,14 @@ class _Search:
     def _asking(self, without: Facet | None = None) -> dict[str, Any]:
         """What all searches for this query have in common."""
         must = [part for name, parts in self._filters.items() if name != without for part in parts]
-        return {"indexUid": INDEX, "q": self._words, "filter": must, "matchingStrategy": "last"}
+        return {"indexUid": self._index, "q": self._words, "filter": must, "matchingStrategy": "last"}
 
     def _hits(self, offset: int, limit: int) -> dict[str, Any]:
         asking = {
             **self._asking(),
             "offset": offset,
             "limit": limit,
-            "attributesToRetrieve": ["uri", "tie", *([self._by[0]] if self._by else [])],
+            "attributesToRetrieve": ["uri", "structure", "tie", *([self._by[0]] if self._by else [])],
         }
         if self._by:
             asking["sort"] = [f"{self._by[0]}:{'desc' if self._by[1] else 'asc'}", "tie:asc"]
@@ -397,14 +439,22 @@ class _Search:
                 return i
         return len(hits)
 
-    def _hit(self, hit: Mapping[str, Any]) -> Hit:
-        formatted = hit.get("_formatted", {})
-        highlights = {}
-        for name in ("name", "description"):
-            if _MARKS[0] in (value := formatted.get(name) or ""):
-                escaped = html.escape(value)
-                highlights[name] = escaped.replace(_MARKS[0], "<mark>").replace(_MARKS[1], "</mark>")
-        return Hit(hit["uri"], highlights)
+
+def _hit(hit: Mapping[str, Any]) -> Hit:
+    formatted = hit.get("_formatted", {})
+    highlights = {}
+    for name in ("name", "description"):
+        if _MARKS[0] in (value := formatted.get(name) or ""):
+            escaped = html.escape(value)
+            highlights[name] = escaped.replace(_MARKS[0], "<mark>").replace(_MARKS[1], "</mark>")
+    return Hit(hit["uri"], highlights, hit.get("structure"))
+
+
+def _telling_words(document: Mapping[str, Any]) -> str:
+    """What to ask for to find documents like this one: the words of its name, tags and fields, as many as count."""
+    labels = [document["name"], *document["tags"], document["schemaName"], *document["fieldNames"]]
+    words = dict.fromkeys(word for label in labels for word in text.words(label) if word not in text.STOP_WORDS)
+    return " ".join([*words][:_MAX_WORDS])
 
 
 def _facet(result: Mapping[str, Any], facet: Facet) -> dict[str, int]:

@@ -64,6 +64,10 @@ class Asked:
     phrases: tuple[tuple[str, ...], ...] = ()
     whole: str = ""
 
+    def __bool__(self) -> bool:
+        """Whether anything is asked for."""
+        return bool(self.words or self.phrases)
+
 
 def clean(text: str) -> str:
     """*text* in composed form and without lone surrogates, which no index can store."""
@@ -180,29 +184,29 @@ def within(a: str, b: str, edits: int) -> bool:
 class Marker:
     """Marks in HTML the words that *matches* holds for. It remembers words, so use one for a page of hits.
 
-    Looking at each word of a page would take longer than finding it, while looking for strings takes nothing: so of a
-    longer text it looks at the words that begin with one of *begins*.
+    Looking at each word of a page would take longer than finding it, while looking for strings takes nothing: so of
+    plain text it looks at the words that begin with one of *begins*, or with one of the letters *near*. With such
+    letters, and only then, words may match that begin otherwise: it looks for them where there are no others.
 
     >>> Marker({"imagenet"}.__contains__, ["imagenet"]).html("<b> ImageNet-1k")
     '&lt;b&gt; <mark>ImageNet</mark>-1k'
     """
 
-    def __init__(self, matches: Callable[[str], bool], begins: Collection[str]) -> None:
+    def __init__(self, matches: Callable[[str], bool], begins: Collection[str], near: Collection[str] = ()) -> None:
         self._matches = matches
         self._begins = begins
+        self._near = near
         self._known: dict[str, list[tuple[int, int]]] = {}
 
     def html(self, text: str, *, limit: int | None = None, thorough: bool = True) -> str | None:
         """*text* with its matching words in ``<mark>``, or None if no word matches.
 
-        With a *limit*, the fragment of about so many characters that has the most different matches. *thorough* looks
-        at every word where no match begins as expected.
+        With a *limit*, the fragment of about so many characters that has the most different matches. Not *thorough*, it
+        does not look for those that begin otherwise.
         """
-        spans: list[tuple[int, int]] = []
-        is_quick = text.isascii() and limit is not None
-        if is_quick:
-            spans = self._spans(self._begun(text))
-        if not spans and (thorough or not is_quick):
+        is_plain = text.isascii()
+        spans = self._spans(self._begun(text) if is_plain else _WORD.finditer(text))
+        if not spans and is_plain and self._near and thorough:
             spans = self._spans(_WORD.finditer(text))
         if not spans and limit is None:
             spans = self._neighbours(text)
@@ -232,15 +236,21 @@ class Marker:
         return spans
 
     def _begun(self, text: str) -> Iterator[re.Match[str]]:
-        """The words of an ASCII *text* that begin with one of `begins`."""
+        """The words of an ASCII *text* that begin with one of `begins`, or after a space with one of `near`."""
         lower = text.lower()
-        starts = set()
+        starts: set[int] = set()
         for begin in self._begins:
             at = lower.find(begin)
             while at >= 0:
                 if not at or not lower[at - 1].isalnum():
                     starts.add(at)
                 at = lower.find(begin, at + 1)
+        for letter in self._near:  # which stands within most words, too
+            spaced = f" {lower}"
+            at = spaced.find(f" {letter}")
+            while at >= 0:
+                starts.add(at)
+                at = spaced.find(f" {letter}", at + 1)
         return (match for at in sorted(starts) if (match := _WORD.match(text, at)))
 
     def _parts(self, token: str) -> list[tuple[int, int]]:
@@ -259,6 +269,9 @@ class Marker:
 
     def _neighbours(self, text: str) -> list[tuple[int, int]]:
         """A name written in parts where the query has one word: "image net", ``imagenet``."""
+        joined = "".join(filter(str.isalnum, fold(text)))
+        if not any(begin in joined for begin in self._begins):
+            return []
         tokens = list(_WORD.finditer(text))
         for n in (2, 3):
             for i in range(len(tokens) - n + 1):
@@ -289,7 +302,8 @@ def _folded(token: str, *, inside: bool = False) -> list[str]:
         if not inside or len(run[0]) == 1:
             out.append(run[0][-1])
         at = run.end()
-    return [word[:MAX_WORD] for word in (*out, folded[at:]) if word and not word.isspace()]
+    # Taken apart, some characters are several words: ﷺ.
+    return [word[:MAX_WORD] for piece in (*out, folded[at:]) for word in piece.split()]
 
 
 def _parts(token: str) -> list[str]:
@@ -310,7 +324,7 @@ def _joined(tokens: list[str]) -> list[str]:
         form
         for n in (2, 3)
         for i in range(len(tokens) - n + 1)
-        if len(form := "".join(tokens[i : i + n])) <= MAX_WORD and not _UNSPACED.search(form)
+        if len(form := "".join(tokens[i : i + n])) <= MAX_WORD and " " not in form and not _UNSPACED.search(form)
     ]
 
 
