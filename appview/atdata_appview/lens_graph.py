@@ -613,10 +613,14 @@ def _loadable(table: LensTable, end: int, schema: str, max_hops: int, limit: int
             if source not in best or going < best[source]:
                 best[source] = going
         ready = {
-            source: (cost, numbers, (_hop(table, lens), *paths[target].hops))
+            source: (cost, numbers, _ahead(_hop(table, lens), paths[target]))
             for source, (cost, numbers, lens, target) in heapq.nsmallest(limit, best.items(), key=lambda item: item[1])
         }
     return Loadable({table.keys[node]: path for node, path in paths.items()}, is_truncated)
+
+
+def _ahead(hop: Hop, path: Path) -> tuple[Hop, ...]:
+    return hop, *path.starting_at(hop.target_schema).hops
 
 
 # --- What lies around a node

@@ -1,7 +1,8 @@
 """What every search engine does, checked against each of them.
 
 The embedded engine always runs. Meilisearch runs where ATDATA_TEST_MEILI_URL names a server (its key in
-ATDATA_TEST_MEILI_KEY; its indexes `datasets` and `schemas` are emptied), or where a `meilisearch` binary is on the PATH.
+ATDATA_TEST_MEILI_KEY; its indexes `datasets` and `schemas` are emptied), or where a `meilisearch` binary is on the
+PATH.
 """
 
 from __future__ import annotations

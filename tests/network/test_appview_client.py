@@ -120,11 +120,15 @@ def test_from_publishing_to_another_type(
     with pytest.raises(LensError, match=r"https://example\.com/lenses at abc123, .*test_appview_client\.py:to_caption"):
         dataset.as_type(Caption)
 
-    # What happened is told in order to whoever asks.
-    changes = appview.changes(cursor=0)
-    seen: list[str] = []
-    while entry.uri not in seen or lens not in seen:
-        change = next(changes)
-        if isinstance(change, RecordChange) and change.did == account.did:
-            seen.append(change.uri)
-    assert seen.index(entry.schema_ref) < seen.index(entry.uri) < seen.index(lens)
+    # What happened is told to whoever asks. (In which order, an index that first hears of an account may choose.)
+    missing = {entry.schema_ref, entry.uri, caption, lens}
+    last = 0
+    for change in appview.changes(cursor=0):
+        if isinstance(change, RecordChange):
+            assert change.seq > last
+            last = change.seq
+            if change.uri == entry.uri:
+                assert (change.action, change.record, change.cid) == ("create", dict(entry.stored), entry.cid)
+            missing.discard(change.uri)
+        if not missing:
+            break

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from atdata.structure import Field, Structure, covers
@@ -257,6 +258,7 @@ def test_a_neighbourhood_is_what_lies_within_so_many_hops(changes: list[Any], de
     """Each node at its distance, and every edge that starts, on the way from the root, at less than the depth."""
     model, graph = applied(changes)
     edges = [(source, target, lens.number if lens else None) for source, target, lens in model.edges()]
+    assume(max(Counter(edge[:2] for edge in edges).values(), default=0) <= 10)  # more parallel ones are not all drawn
     busy_out, busy_in = ({edge[end] for edge in edges if edge[2] is not None} for end in (0, 1))
     busy = {"out": busy_out, "in": busy_in, "both": busy_out | busy_in}[direction]
     for root in model.members():

@@ -31,11 +31,17 @@ class FakeServer:
         self.failure: dict[str, Any] | None = None  # of every task
         self.refusal: tuple[int, str] | None = None  # of every request
         self.hits: list[dict[str, Any]] | None = None  # instead of the documents
+        self.schemas: FakeServer | None = None  # the other index
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         self.requests.append((method, path, body))
         if self.refusal:
             return self.refusal
+        if path.startswith("/indexes/schemas"):
+            if self.schemas is None:
+                self.schemas = FakeServer()
+                self.schemas.tasks = self.tasks
+            return self.schemas.answer(method, path.replace("/schemas", "/datasets", 1), body)
         if path == "/indexes/datasets/settings" and method == "PATCH":
             self.settings = {**(self.settings or {}), **body}
             return self._task("settingsUpdate")
@@ -50,10 +56,11 @@ class FakeServer:
                 self.documents.pop(id_, None)
             return self._task("documentDeletion")
         if path == "/indexes/datasets/documents/fetch":
-            page = list(self.documents.values())[body["offset"] : body["offset"] + body["limit"]]
+            meant = self._meant(body.get("filter"))
+            page = meant[body.get("offset", 0) : body.get("offset", 0) + body["limit"]]
             return 200, {
                 "results": page,
-                "offset": body["offset"],
+                "offset": body.get("offset", 0),
                 "limit": body["limit"],
                 "total": len(self.documents),
             }
@@ -63,10 +70,17 @@ class FakeServer:
         if path == "/indexes/datasets/documents?primaryKey=id":
             self.documents.update((document["id"], document) for document in body)
             return self._task("documentAdditionOrUpdate")
+        if path == "/indexes/datasets/search":
+            return 200, {"hits": self._meant(body["filter"])[: body["limit"]]}
         if path == "/indexes/datasets/stats":
             return 200, {"numberOfDocuments": len(self.documents), "isIndexing": False, "fieldDistribution": {}}
         assert path == "/multi-search", path
         return 200, {"results": [self._search(query) for query in body["queries"]]}
+
+    def _meant(self, expression: str | None) -> list[dict[str, Any]]:
+        """The documents that pass a filter by id, of one or of all but one."""
+        match = re.fullmatch(r'id (!?=) "([^"]*)"', expression) if expression else None
+        return [d for d in self.documents.values() if not match or (d["id"] == match[2]) == (match[1] == "=")]
 
     def _task(self, kind: str) -> tuple[int, Any]:
         uid = len(self.tasks)
@@ -164,6 +178,53 @@ def test_first_write_sets_the_index_up(fake: FakeServer, engine: MeilisearchEngi
     assert fake.settings["rankingRules"][-1] == "tie:asc"
 
 
+def test_an_index_that_was_set_up_otherwise_is_filled_anew(fake: FakeServer, engine: MeilisearchEngine) -> None:
+    """Its documents lack what is asked for now: made ready, it is empty, and who feeds it finds that; a batch stays."""
+    engine.apply([dataset(1)], [])
+    assert fake.settings is not None
+    fake.settings["filterableAttributes"].remove("structure")
+    MeilisearchEngine(engine._url, "key").apply([dataset(2)], [])
+    assert engine.count() == 2
+    MeilisearchEngine(engine._url, "key").apply([], [])
+    assert engine.count() == 2
+    fake.settings["filterableAttributes"].remove("structure")
+    MeilisearchEngine(engine._url, "key").apply([], [])
+    assert engine.count() == 0
+    assert "structure" in fake.settings["filterableAttributes"]
+
+
+def test_schemas_have_an_index_of_their_own(fake: FakeServer, engine: MeilisearchEngine) -> None:
+    """Of the same settings, on the same server."""
+    engine.apply([dataset(1)], [])
+    assert engine.schemas.count() == 0
+    engine.schemas.apply([dataset(2, keywords=("ndarray", "float32"), structure="s1-a")], [])
+    assert fake.schemas is not None
+    assert fake.schemas.settings == fake.settings
+    (stored,) = fake.schemas.documents.values()
+    assert (stored["keywords"], stored["structure"]) == (["ndarray", "float32"], "s1-a")
+    assert (engine.count(), engine.schemas.count()) == (1, 1)
+    engine.schemas.search(Query("x"))
+    assert {search["indexUid"] for search in fake.searches()} == {"schemas"}
+
+
+def test_similar_asks_for_what_tells_most(fake: FakeServer, engine: MeilisearchEngine) -> None:
+    """The words of its name, tags and fields, of which the rarest matter most; not for the document itself."""
+    made = dataset(
+        1, name="The whale songs", tags=("sea-life", "whale"), fields=("waveform:ndarray",), structure="s1-a"
+    )
+    engine.apply([made, dataset(2, structure="s1-b")], [])
+    assert [(hit.uri, hit.structure) for hit in engine.similar(made.uri, 5)] == [
+        (made.uri, "s1-a"),
+        (dataset(2).uri, "s1-b"),
+    ]
+    _, path, asked = fake.requests[-1]
+    assert path == "/indexes/datasets/search"
+    assert asked["q"] == "whale songs sea life waveform"
+    assert asked["matchingStrategy"] == "frequency"
+    assert asked["limit"] == 5
+    assert engine.similar(dataset(3).uri, 5) == ()
+
+
 def test_documents_have_hashed_ids(fake: FakeServer, engine: MeilisearchEngine) -> None:
     """An AT URI is no Meilisearch id; what is stored has an id of letters and digits, and deletes find it."""
     engine.apply([dataset(1, fields=("image:ndarray:uint8",)), dataset(1), dataset(2)], [])
@@ -233,6 +294,8 @@ def test_filters(fake: FakeServer, engine: MeilisearchEngine) -> None:
             fields=("image:ndarray",),
             min_samples=1,
             max_samples=5,
+            max_bytes=7,
+            structures=("s1-a", "s1-b"),
             created_after=datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC),
         )
     )
@@ -241,8 +304,11 @@ def test_filters(fake: FakeServer, engine: MeilisearchEngine) -> None:
         'tags = "c"',
         'columns = "image:ndarray"',
         'license IN ["mit\\\\", "x"]',
+        'structure IN ["s1-a", "s1-b"]',
         "samples >= 1",
         "samples <= 5",
+        "bytes >= 0",
+        "bytes <= 7",
         "created >= 1000000",
     ]
 

@@ -139,7 +139,7 @@ class SearchEngine(Protocol):
         ...
 
     def similar(self, uri: str, limit: int) -> tuple[Hit, ...]:
-        """The documents that are most like the one at *uri*, which is not among them; none if it is not here.
+        """The document at *uri*, and after it at most *limit* that are most like it; nothing if it is not here.
 
         They share its rarest words, its tags, its fields or its structure. Raises what `search` raises.
         """

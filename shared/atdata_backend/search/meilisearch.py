@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import html
 import json
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from pydantic import ValidationError
 from atdata.errors import ConfigError, NetworkError
 from atdata_backend.search import cursors, text
 from atdata_backend.search.base import FACET_VALUES, FACETS, Document, Facet, Hit, Query, Results, Sort
+
+log = logging.getLogger(__name__)
 
 INDEX = "datasets"
 SCHEMAS = "schemas"
@@ -87,12 +90,14 @@ class MeilisearchEngine:
         return self._schemas
 
     def apply(self, upserts: Sequence[Document], deletes: Sequence[str]) -> None:
-        """Store and remove documents, deletes first; durable and visible to all when it returns."""
-        if not upserts and not deletes:
-            return
+        """Store and remove documents, deletes first; durable and visible to all when it returns.
+
+        With nothing to do, it makes the index ready. One that another version of this program has set up, whose
+        documents lack what is asked for now, is emptied then, so that whoever starts next fills it.
+        """
         documents = {document["id"]: document for document in map(_document, upserts)}
         with self._writing, self._asking() as client:
-            self._set_up(client)
+            was_other = self._set_up(client)
             index = client.index(self._name)
             tasks = []
             if deletes:
@@ -100,6 +105,9 @@ class MeilisearchEngine:
                 tasks.append(index.delete_documents(filter=f"id IN [{ids}]"))
             if documents:
                 tasks.append(index.add_documents(list(documents.values()), primary_key="id"))
+            if was_other and not tasks:
+                log.info("emptying the index %s of Meilisearch, which was set up otherwise", self._name)
+                tasks.append(index.delete_all_documents())
             for task in tasks:
                 self._finish(client, task.task_uid)
 
@@ -113,14 +121,15 @@ class MeilisearchEngine:
             return Results(hits=(), total=0, facets={facet: {} for facet in query.facets})
 
     def similar(self, uri: str, limit: int) -> tuple[Hit, ...]:
-        """The documents that are most like the one at *uri*, which is not among them; none if it is not here."""
+        """The document at *uri*, and after it those that are most like it; nothing if it is not here."""
         id_ = _id(text.clean(uri))
         try:
             with self._asking() as client:
                 index = client.index(self._name)
                 found = index.get_documents({"filter": f"id = {_literal(id_)}", "limit": 1}).results
-                if not found or not (words := _telling_words(dict(found[0]))):
+                if not found:
                     return ()
+                document = dict(found[0])
                 asking = {
                     "filter": f"id != {_literal(id_)}",
                     "limit": min(max(limit, 1), _MAX_PAGE),
@@ -128,7 +137,8 @@ class MeilisearchEngine:
                     # Of the words, it drops those first that most documents have.
                     "matchingStrategy": "frequency",
                 }
-                return tuple(map(_hit, index.search(words, asking)["hits"]))
+                alike = index.search(words, asking)["hits"] if (words := _telling_words(document)) else []
+                return tuple(map(_hit, [document, *alike]))
         except _NoIndex:
             return ()
 
@@ -165,22 +175,25 @@ class MeilisearchEngine:
     def close(self) -> None:
         """Nothing to release: each request has a connection of its own."""
 
-    def _set_up(self, client: Client) -> None:
-        """Make the index and its settings what they should be, before the first write."""
+    def _set_up(self, client: Client) -> bool:
+        """Make the index and its settings what they should be, before the first write. Whether they were otherwise."""
         if self._is_set_up:
-            return
+            return False
+        current: dict[str, Any] | None
         try:
             current = client.index(self._name).get_settings()
         except MeilisearchApiError as error:
             if error.code != "index_not_found":
                 raise
-            current = {}
+            current = None
+        settings = dict(current or {})
         for name in ("filterableAttributes", "sortableAttributes"):  # sets, in the server's order
-            current[name] = sorted(current.get(name, []), key=str)
-        wrong = {name: value for name, value in _SETTINGS.items() if not _agrees(current.get(name), value)}
+            settings[name] = sorted(settings.get(name, []), key=str)
+        wrong = {name: value for name, value in _SETTINGS.items() if not _agrees(settings.get(name), value)}
         if wrong:
             self._finish(client, client.index(self._name).update_settings(wrong).task_uid)
         self._is_set_up = True
+        return current is not None and bool(wrong)
 
     def _finish(self, client: Client, task_uid: int) -> None:
         task = client.wait_for_task(task_uid, timeout_in_ms=_INDEXING * 1_000, interval_in_ms=10)

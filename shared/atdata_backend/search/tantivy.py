@@ -122,7 +122,7 @@ class TantivyEngine:
             return Search(snapshot, query, asked, after, self._values).results()
 
     def similar(self, uri: str, limit: int) -> tuple[Hit, ...]:
-        """The documents that are most like the one at *uri*, which is not among them; none if it is not here."""
+        """The document at *uri*, and after it those that are most like it; nothing if it is not here."""
         snapshot = self._snapshot()
         if snapshot is None:
             return ()

@@ -293,7 +293,7 @@ def _tally(facet: Facet, matches: Sequence[Stored]) -> dict[str, int]:
 
 
 def similar(snapshot: Snapshot, uri: str, limit: int) -> tuple[Hit, ...]:
-    """The documents that have most in common with the one at *uri*."""
+    """The document at *uri*, and those that have most in common with it."""
     searcher = snapshot.searcher
 
     def term(name: str, value: str | int) -> Q:
@@ -317,12 +317,10 @@ def similar(snapshot: Snapshot, uri: str, limit: int) -> tuple[Hit, ...]:
             telling.append((weight * ranking.rarity(having, searcher.num_docs), term(name, value)))
     telling.sort(key=lambda part: -part[0])
     likes = [(Occur.Should, Q.const_score_query(query, value)) for value, query in telling[:_MAX_PARTS_COMPARED]]
-    if not likes:
-        return ()
-    query = Q.boolean_query([*likes, (Occur.MustNot, itself)])
-    hits = searcher.search(query, min(max(limit, 1), _MAX_PAGE), count=False, weight_by_field="tie").hits
-    alike = [Stored.of(searcher, address) for _, address in hits]
-    return tuple(Hit(stored.uri, structure=stored.structure) for stored in alike)
+    if likes:
+        query = Q.boolean_query([*likes, (Occur.MustNot, itself)])
+        found += searcher.search(query, min(max(limit, 1), _MAX_PAGE), count=False, weight_by_field="tie").hits
+    return tuple(_hit(Stored.of(searcher, address), None) for _, address in found)
 
 
 def _total(found: tantivy.SearchResult) -> int:
