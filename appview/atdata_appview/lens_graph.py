@@ -17,7 +17,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import islice
@@ -201,7 +201,7 @@ class LensGraph:
             if name is not None:
                 node = [self._node(name)]
                 found.append(np.concatenate([end.at(node) for end in ends]))
-        lenses = np.unique(reduce(np.intersect1d, found))
+        lenses = _distinct(reduce(np.intersect1d, found))
         return sorted(table.numbers.array[lenses].tolist(), reverse=True)
 
     def _node(self, name: str) -> int:
@@ -223,7 +223,12 @@ class LensGraph:
         return Paths(tuple(_path(self._table, row, *schemas) for row in rows), search.is_truncated)
 
     def loadable_as(self, name: str, max_hops: int = 4, limit: int = 1000) -> Loadable:
-        """All nodes from which this one can be reached, itself included, at most *limit*, and how."""
+        """All nodes from which this one can be reached, itself included, at most *limit*, and how.
+
+        The paths are those that `paths` finds first, but in one odd case: what can be projected to the wider of two
+        nodes and not to the narrower, of which it has an optional field with another type, may be led in a circle.
+        That is right, and longer than need be.
+        """
         node = self._node(name)
         asked = name, max_hops, limit
         version, found = self._loadable.pop(asked, (None, None))
@@ -288,6 +293,18 @@ def _numbers(bitmap: BitMap) -> Numbers:
     return np.frombuffer(bitmap.to_array(), np.uint32).astype(np.int32)
 
 
+def _mask(table: LensTable, bitmap: BitMap) -> npt.NDArray[np.bool_]:
+    """For each node, whether it is among these."""
+    mask = np.zeros(len(table.keys), bool)
+    mask[_numbers(bitmap)] = True
+    return mask
+
+
+def _distinct(numbers: Numbers) -> Numbers:
+    """The numbers, each once, in order."""
+    return _numbers(_bitmap(numbers))
+
+
 def _union(bitmaps: Iterable[BitMap]) -> BitMap:
     return BitMap.union(BitMap(), *bitmaps)
 
@@ -336,7 +353,7 @@ class _Side:
         """How much work the next step is; the lenses are seen only after the projections."""
         if self._next is None:
             return 20 * len(self.new)
-        return int(self.end.degree.array[_numbers(self._next)].sum())
+        return int(self.end.degree_of(_numbers(self._next)).sum())
 
     def step(self) -> None:
         """Take the next step: project what is new, or follow its lenses."""
@@ -361,7 +378,7 @@ class _Side:
     def follow(self, nodes: BitMap) -> None:
         """Follow the lenses of these nodes."""
         chosen = _numbers(nodes)
-        degrees = self.end.degree.array[chosen]
+        degrees = self.end.degree_of(chosen)
         if degrees.sum() > WORK:
             # The busiest are left out.
             self.is_truncated = True
@@ -466,7 +483,7 @@ class _Pick:
         arrived.append(self.able(start.reached[start.rounds], ready[end.rounds]))
         for left in range(end.rounds + 1, self.lenses + 1):
             lenses = self.between(start.lenses[: self.lenses - left + 1], None, arrived[left - 1])
-            ready.append(_bitmap(np.unique(_ends(self.table, lenses)[1])))
+            ready.append(_bitmap(_ends(self.table, lenses)[1]))
             arrived.append(self.able(start.reached[self.lenses - left], ready[left]))
         # And forwards: of these, those that one gets to.
         here = arrived[self.lenses] & BitMap([self.search.start])
@@ -490,13 +507,9 @@ class _Pick:
         """The lenses of what was *seen* that lead from and to such nodes."""
         lenses = np.concatenate(seen) if seen else np.zeros(0, np.int32)
         found, starts, ends = _ends(self.table, lenses)
-        is_end = np.zeros(len(self.table.keys), bool)
-        is_end[_numbers(targets)] = True
-        is_meant = is_end[ends]
+        is_meant = _mask(self.table, targets)[ends]
         if sources is not None:
-            is_start = np.zeros(len(self.table.keys), bool)
-            is_start[_numbers(sources)] = True
-            is_meant &= is_start[starts]
+            is_meant &= _mask(self.table, sources)[starts]
         return found[is_meant]
 
     def bundled(self, lenses: Numbers) -> dict[int, dict[int, list[tuple[int, int, int]]]]:
@@ -596,31 +609,41 @@ def _loadable(table: LensTable, end: int, schema: str, max_hops: int, limit: int
                 after = hops[0].source_schema if hops else schema
                 hops = (Hop(table.keys[node], table.keys[via], first, after), *hops)
             paths[node] = Path(table.keys[node], table.keys[end], first, schema, hops)
-        if round_ == max_hops or is_truncated:
+        if round_ == max_hops or is_truncated or not nearest:
             break
         done.update(arrived)
         was_ready.update(ready)
-        best: dict[int, tuple[int, tuple[int, ...], int, int]] = {}
-        lenses, sources, targets = _ends(table, table.target.at(node for node in arrived if node in table.target.nodes))
-        is_new = (sources != targets) & ~np.isin(sources, _numbers(was_ready))
-        lenses, sources, targets = lenses[is_new], sources[is_new], targets[is_new]
-        if len(lenses) > STEPS:
-            is_truncated = True
-            lenses, sources, targets = lenses[:STEPS], sources[:STEPS], targets[:STEPS]
-        for lens, source, target in zip(lenses.tolist(), sources.tolist(), targets.tolist(), strict=True):
+        ready = {}
+        for lens, source, target in _next(table, [(node, way[0]) for node, way in nearest], was_ready, limit):
             cost, numbers, _ = arrived[target]
-            going = cost + table.costs.raw[lens], (table.numbers.raw[lens], *numbers), lens, target
-            if source not in best or going < best[source]:
-                best[source] = going
-        ready = {
-            source: (cost, numbers, _ahead(_hop(table, lens), paths[target]))
-            for source, (cost, numbers, lens, target) in heapq.nsmallest(limit, best.items(), key=lambda item: item[1])
-        }
+            hop = _hop(table, lens)
+            hops = hop, *paths[target].starting_at(hop.target_schema).hops
+            ready[source] = cost + table.costs.raw[lens], (table.numbers.raw[lens], *numbers), hops
     return Loadable({table.keys[node]: path for node, path in paths.items()}, is_truncated)
 
 
-def _ahead(hop: Hop, path: Path) -> tuple[Hop, ...]:
-    return hop, *path.starting_at(hop.target_schema).hops
+def _next(
+    table: LensTable, arrived: Sequence[tuple[int, int]], was_ready: BitMap, limit: int
+) -> list[tuple[int, int, int]]:
+    """From the nodes that *arrived*, the best first, each with its cost: against the lenses that lead there.
+
+    The best lens from each node that was not ready before, the best *limit* of these: lens, source, target.
+    """
+    nodes, costs = np.array(arrived, np.int64).T
+    cost_of, place_of = np.zeros((2, len(table.keys)), np.int64)
+    cost_of[nodes], place_of[nodes] = costs, np.arange(len(nodes))
+    lenses, sources, targets = _ends(table, table.target.at(nodes))
+    is_new = sources != targets
+    is_new &= ~_mask(table, was_ready)[sources]
+    lenses, sources, targets = lenses[is_new], sources[is_new], targets[is_new]
+    prices = cost_of[targets] + table.costs.array[lenses]
+    order = np.lexsort((place_of[targets], table.numbers.array[lenses], prices))
+    # The first of each source: written last, from behind.
+    first = np.zeros(len(table.keys), np.int64)
+    places = np.arange(len(order))
+    first[sources[order[::-1]]] = places[::-1]
+    best = order[first[sources[order]] == places][:limit]
+    return list(zip(lenses[best].tolist(), sources[best].tolist(), targets[best].tolist(), strict=True))
 
 
 # --- What lies around a node
@@ -638,6 +661,7 @@ class _Walk:
         self.max_nodes, self.max_edges = max_nodes, max_edges
         self.is_truncated = False
         self.distances = {root: 0}
+        self.known = BitMap([root])
         # From, to, and the lens, 0 for a projection.
         self.edges: dict[tuple[int, int, int], None] = {}
 
@@ -652,12 +676,16 @@ class _Walk:
 
     def lenses(self, level: list[int], distance: int) -> None:
         """Go along the lenses at these nodes, those that came first before the others."""
-        found: Numbers = np.unique(np.concatenate([end.at(level) for end in self.ends]))
-        lenses, sources, targets = _ends(self.table, found)
-        order = self.worth(lenses, sources, targets)
-        self.is_truncated |= len(order) < len(lenses)
+        nodes = np.array(level, np.int32)
+        degrees = np.sum([end.degree_of(nodes) for end in self.ends], axis=0)
+        # The busiest are left out, where there are many: they would be all of the picture.
+        order = np.argsort(degrees, kind="stable")
+        chosen = nodes[order][np.cumsum(degrees[order]) <= 10 * self.max_edges] if len(nodes) > 1 else nodes
+        lenses, sources, targets = _ends(self.table, _distinct(np.concatenate([end.at(chosen) for end in self.ends])))
+        shown = self.worth(lenses, sources, targets)
+        self.is_truncated |= len(chosen) < len(nodes) or len(shown) < len(lenses)
         here = set(level)
-        for lens, *ends in zip(*(column[order].tolist() for column in (lenses, sources, targets)), strict=True):
+        for lens, *ends in zip(*(column[shown].tolist() for column in (lenses, sources, targets)), strict=True):
             source, target = ends
             other = target if self.is_out and source in here else source
             if not self.meet(other, distance, (source, target, lens)) and len(self.edges) == self.max_edges:
@@ -677,6 +705,8 @@ class _Walk:
 
     def projections(self, node: int, distance: int) -> None:
         """Go along the projections at a node."""
+        if len(self.edges) == self.max_edges:
+            return
         projections = self.table.projections
         for others, is_out in ((projections.narrower(node), True), (projections.wider(node), False)):
             if not (self.is_out if is_out else self.is_in):
@@ -684,7 +714,7 @@ class _Walk:
             if node != self.root:
                 # Beyond the root, what leads nowhere is left out: it would be most of the picture.
                 others = others & self.busy
-            shown = others if len(self.distances) < self.max_nodes else others & BitMap(self.distances)
+            shown = others if len(self.known) < self.max_nodes else others & self.known
             for other in islice(shown, _PROJECTED):
                 self.meet(other, distance, (node, other, 0) if is_out else (other, node, 0))
             self.is_truncated |= len(others) > min(len(shown), _PROJECTED) or len(self.edges) == self.max_edges
@@ -696,7 +726,9 @@ class _Walk:
         if len(self.edges) == self.max_edges or (node not in self.distances and len(self.distances) == self.max_nodes):
             self.is_truncated = True
             return False
-        self.distances.setdefault(node, distance)
+        if node not in self.distances:
+            self.distances[node] = distance
+            self.known.add(node)
         self.edges[edge] = None
         return True
 

@@ -6,7 +6,7 @@ that gets another structure takes its lenses along at once, however many they ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -234,9 +234,14 @@ class End:
             self.schemas.remove(node, schema)
             self._count(node, -self.lenses.length(schema))
 
-    def at(self, nodes: Iterable[int] | Numbers) -> Numbers:
-        """All lenses that have it at these nodes."""
-        return self.lenses.of_all(self.schemas.of_all(np.fromiter(nodes, np.int32)))
+    def at(self, nodes: Sequence[int] | Numbers) -> Numbers:
+        """All lenses that have it at these nodes, of which none is there twice."""
+        return self.lenses.of_all(self.schemas.of_all(np.asarray(nodes, np.int32)))
+
+    def degree_of(self, nodes: Numbers) -> Numbers:
+        """How many lenses have it at each of these nodes."""
+        self.degree.reach(int(nodes.max(initial=0)))
+        return self.degree.array[nodes]
 
     def _count(self, node: int, more: int) -> None:
         self.degree.reach(node)

@@ -11,8 +11,8 @@ lenses between the same two schemas, lenses to themselves, and lenses to schemas
 Prints one JSON line, times in milliseconds: paths (default of hops and of paths) and graphs (of two hops) between and
 around schemas, no question twice; how often something was truncated, and how many bytes an answer has; the time from
 the commit of a lens until a path leads over it; the seconds until a starting AppView answers such questions, and what
-others take meanwhile; its memory beyond that of an AppView without records; the CPU that a request takes. Times mean
-little while other programs want the same cores: then compare the CPU times.
+others take meanwhile; its memory beyond that of an AppView without records; the CPU that a request takes, and how busy
+and how fast the machine is. Times mean little while other programs want the same cores: then compare the CPU times.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlencode
 
 import psutil
 import psycopg
 import uvloop
-from search_http import Client, appview, cpu_of, postgres_pid
+from search_http import Client, Spent, appview, machine, postgres_pid
 from search_latency import Zipf, milliseconds
 
 from atdata.nsid import LENS, PREFIX, SAMPLE_SCHEMA
@@ -161,8 +160,10 @@ async def ready(client: Client, probe: str) -> dict[str, object]:
     return {"seconds": round(time.perf_counter() - start, 1), "others_meanwhile": milliseconds(others or [0.0])}
 
 
-async def asked(client: Client, served: dict[str, list[psutil.Process]], paths: list[str]) -> dict[str, object]:
-    before = {name: cpu_of(processes) for name, processes in served.items()}
+async def asked(
+    client: Client, served: Mapping[str, Callable[[], list[psutil.Process]]], paths: list[str]
+) -> dict[str, object]:
+    spent = Spent(**served)
     times, sizes, truncated, nothing = [], [], 0, 0
     for path in paths:
         start = time.perf_counter()
@@ -171,7 +172,7 @@ async def asked(client: Client, served: dict[str, list[psutil.Process]], paths: 
         sizes.append(float(len(body)) / 1e3)
         truncated += b'"truncated":true' in body
         nothing += b'"paths":[]' in body
-    cpu = {name: round((cpu_of(processes) - before[name]) * 1e3 / len(paths), 2) for name, processes in served.items()}
+    cpu = {name: round(seconds * 1e3 / len(paths), 2) for name, seconds in spent.seconds().items()}
     return {
         **milliseconds(times),
         "max": round(max(times) * 1e3, 2),
@@ -228,7 +229,8 @@ async def measure(url: str, folder: Path, schemas: int, requests: int, idle: int
         async with Asker(port) as client:
             figures: dict[str, object] = {"load": await ready(client, path_of("listSchemas", limit=1))}
             figures["memory_mb"] = round((process.memory_info().rss - idle) / 2**20)
-            served = {"appview": [process], "postgres": [postmaster, *postmaster.children()]}
+            figures["read_cpu_seconds"] = round(process.cpu_times().user + process.cpu_times().system, 1)
+            served = {"appview": lambda: [process], "postgres": lambda: [postmaster, *postmaster.children()]}
             questions: dict[str, Callable[[], str]] = {
                 "getLensPath": lambda: path_of("getLensPath", **{"from": any_of(0), "to": any_of(1)}),
                 "getLensPath_hub": lambda: path_of("getLensPath", **{"from": any_of(0), "to": schema_uri(7), "k": 10}),
@@ -262,7 +264,7 @@ def main() -> None:
     figures: dict[str, object] = {
         "schemas": arguments.schemas,
         "lenses": arguments.lenses,
-        "load_before": os.getloadavg(),
+        "before": machine(),
     }
     with contextlib.ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -282,7 +284,7 @@ def main() -> None:
             publish(postgres.url, arguments.schemas, arguments.lenses, random.Random(1))
         idle = uvloop.run(idle_memory(empty, folder))
         figures |= uvloop.run(measure(postgres.url, folder, arguments.schemas, arguments.requests, idle))
-    figures["load_after"] = os.getloadavg()
+    figures["after"] = machine()
     print(json.dumps(figures))
 
 

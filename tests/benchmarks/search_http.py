@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlencode
@@ -45,8 +46,8 @@ from atdata_deploy.processes import data_folder
 from atdata_indexer.feed import documents
 from atdata_indexer.store import datasets, schemas, uris_of
 
-# The path of a search and its parameters.
-Ask = Callable[[], list[tuple[str, str | int]]]
+# Makes the parameters of a search.
+Ask = Callable[[], list[tuple[str, str]]]
 
 START = datetime(2023, 1, 1, tzinfo=UTC)
 
@@ -214,52 +215,64 @@ def machine() -> dict[str, float]:
     return {"load": round(os.getloadavg()[0], 1), "loop_ms": round(sorted(times)[len(times) // 2] * 1e3, 2)}
 
 
-async def measure(
-    url: str, folder: Path, words: list[str], chance: random.Random, *, clients: int, per_kind: int, facets: bool
-) -> dict[str, object]:
-    asked: set[str] = set()
-    jobs: list[tuple[str, str]] = []
-    for kind, make in list(queries(words, chance).items()) * per_kind:
-        for _ in range(100):
-            params = [*make(), *(("facets", facet) for facet in FACETS if facets)]
-            path = f"/xrpc/{PREFIX}searchDatasets?{urlencode(params)}"
-            if path not in asked:
-                asked.add(path)
-                jobs.append((kind, path))
-                break
-    postmaster = psutil.Process(postgres_pid(url))
-    with appview(url, folder) as (process, port):
-        async with contextlib.AsyncExitStack() as stack:
-            connections = [await stack.enter_async_context(Client(port)) for _ in range(clients)]
-            for n, connection in enumerate(connections):  # the first answers of a process take longer than all others
-                await connection.get(f"/xrpc/{PREFIX}searchDatasets?q=warm{n}")
-            times: dict[str, list[float]] = {}
-            waiting = iter(jobs)
+@dataclass(frozen=True)
+class Benchmark:
+    """What is asked of which data."""
 
-            async def ask(client: Client) -> None:
-                for kind, path in waiting:
-                    start = time.perf_counter()
-                    await client.get(path)
-                    times.setdefault(kind, []).append(time.perf_counter() - start)
+    url: str
+    folder: Path
+    words: list[str]
+    per_kind: int
 
-            spent = Spent(
-                clients=lambda: [psutil.Process()],
-                appview=lambda: [process],
-                postgres=lambda: [postmaster, *postmaster.children()],
-            )
-            start = time.perf_counter()
-            await asyncio.gather(*map(ask, connections))
-            took = time.perf_counter() - start
-            cpu = {name: round(seconds * 1e3 / len(jobs), 2) for name, seconds in spent.seconds().items()}
-            memory = process.memory_info().rss
-    return {
-        "requests": len(jobs),
-        "per_second": round(len(jobs) / took),
-        **milliseconds(list(itertools.chain(*times.values()))),
-        **{kind: milliseconds(times[kind]) for kind in queries(words, chance)},
-        "cpu_ms": cpu,
-        "appview_rss_mb": round(memory / 2**20),
-    }
+    async def measure(self, chance: random.Random, *, clients: int, facets: bool) -> dict[str, object]:
+        """Ask an AppView that has just started, from so many clients."""
+        jobs = self._jobs(chance, facets)
+        waiting = iter(jobs)
+        times: dict[str, list[float]] = {kind: [] for kind, _ in jobs}
+
+        async def ask(client: Client) -> None:
+            for kind, path in waiting:
+                start = time.perf_counter()
+                await client.get(path)
+                times[kind].append(time.perf_counter() - start)
+
+        with appview(self.url, self.folder) as (process, port):
+            async with contextlib.AsyncExitStack() as stack:
+                connections = [await stack.enter_async_context(Client(port)) for _ in range(clients)]
+                for n, connection in enumerate(connections):  # a process takes longer for the first than for all others
+                    await connection.get(f"/xrpc/{PREFIX}searchDatasets?q=warm{n}")
+                postmaster = psutil.Process(postgres_pid(self.url))
+                spent = Spent(
+                    clients=lambda: [psutil.Process()],
+                    appview=lambda: [process],
+                    postgres=lambda: [postmaster, *postmaster.children()],
+                )
+                start = time.perf_counter()
+                await asyncio.gather(*map(ask, connections))
+                took = time.perf_counter() - start
+                cpu = {name: round(seconds * 1e3 / len(jobs), 2) for name, seconds in spent.seconds().items()}
+                memory = process.memory_info().rss
+        return {
+            "requests": len(jobs),
+            "per_second": round(len(jobs) / took),
+            **milliseconds(list(itertools.chain(*times.values()))),
+            **{kind: milliseconds(of_kind) for kind, of_kind in times.items()},
+            "cpu_ms": cpu,
+            "appview_rss_mb": round(memory / 2**20),
+        }
+
+    def _jobs(self, chance: random.Random, facets: bool) -> list[tuple[str, str]]:
+        """Queries of all kinds in turn, none twice: of some kinds there are not that many."""
+        counted = [("facets", facet) for facet in FACETS] if facets else []
+        kinds = queries(self.words, chance)
+        jobs: dict[str, str] = {}
+        for _ in range(self.per_kind):
+            for kind, make in kinds.items():
+                paths = (f"/xrpc/{PREFIX}searchDatasets?{urlencode([*make(), *counted])}" for _ in range(100))
+                path = next((path for path in paths if path not in jobs), None)
+                if path is not None:
+                    jobs[path] = kind
+        return [(kind, path) for path, kind in jobs.items()]
 
 
 def postgres_pid(url: str) -> int:
@@ -269,46 +282,41 @@ def postgres_pid(url: str) -> int:
     return int(row[0].split("\n")[0])
 
 
+def fill(url: str, folder: Path, count: int, words: list[str]) -> None:
+    """Publish and index, unless that was done before."""
+    migrate(url)
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT count(*) FROM records WHERE kind = 'dataset'").fetchone()
+    if row == (0,):
+        publish(url, count, words, random.Random(1))
+    engine = TantivyEngine(folder / "search")
+    if engine.count() != count:
+        engine.clear()
+        asyncio.run(index(url, engine))
+    engine.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=100, help="of each kind, in each of the four (default 100)")
     parser.add_argument("--folder", type=Path, help="keep Postgres and the index here")
     arguments = parser.parse_args()
-    chance = random.Random(1)
-    words = vocabulary(40_000, chance)
-    state = [machine()]
+    words = vocabulary(40_000, random.Random(1))
     figures: dict[str, object] = {"documents": arguments.documents}
     with contextlib.ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder = stack.enter_context(data_folder(folder))
-        say = lambda line: print(line, file=sys.stderr)  # noqa: E731
-        postgres = stack.enter_context(embedded_postgres(folder / "postgres", folder / "logs" / "postgres.log", say))
-        migrate(postgres.url)
-        with psycopg.connect(postgres.url) as connection:
-            row = connection.execute("SELECT count(*) FROM records WHERE kind = 'dataset'").fetchone()
-        if row == (0,):
-            publish(postgres.url, arguments.documents, words, chance)
-        engine = TantivyEngine(folder / "search")
-        if engine.count() != arguments.documents:
-            engine.clear()
-            asyncio.run(index(postgres.url, engine))
-        engine.close()
-        for n, (clients, facets) in enumerate(itertools.product((1, 16), (False, True))):
-            measuring = measure(
-                postgres.url,
-                folder,
-                words,
-                random.Random(2 + n),
-                clients=clients,
-                per_kind=arguments.queries,
-                facets=facets,
-            )
+        log = folder / "logs" / "postgres.log"
+        postgres = stack.enter_context(embedded_postgres(folder / "postgres", log, sys.stderr.write))
+        fill(postgres.url, folder, arguments.documents, words)
+        benchmark = Benchmark(postgres.url, folder, words, arguments.queries)
+        machines = [machine()]
+        for seed, (clients, facets) in enumerate(itertools.product((1, 16), (False, True)), start=2):
             name = f"{clients}_client{'s' * (clients > 1)}_{'with' if facets else 'without'}_facets"
-            figures[name] = uvloop.run(measuring)
-            state.append(machine())
-    figures["machine"] = state
-    print(json.dumps(figures))
+            figures[name] = uvloop.run(benchmark.measure(random.Random(seed), clients=clients, facets=facets))
+            machines.append(machine())
+    print(json.dumps({**figures, "machine": machines}))
 
 
 if __name__ == "__main__":

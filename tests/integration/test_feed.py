@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,6 +16,7 @@ from atdata.structure import structure_of
 from atdata_backend.identity import Identity
 from atdata_backend.search.base import Document, Query
 from atdata_backend.search.tantivy import TantivyEngine
+from atdata_indexer import audit
 from atdata_indexer.events import Scope, parse
 from atdata_indexer.feed import Feed
 from atdata_indexer.store import Item, Store, request_rebuild
@@ -131,6 +133,45 @@ async def test_an_empty_engine_of_schemas_is_filled(store: Store, repo: Repo, en
     assert [uri for _, uri in await store.outbox(10)] == [f"at://{DID}/{SCHEMA}/3kzaaaaaaaaaa"]
     await feed.step()
     assert engine.schemas.count() == 1
+    engine.close()
+
+
+class NoHosts:
+    async def run(self, dids: Collection[str]) -> AsyncIterator[Any]:
+        for did in dids:
+            yield did
+
+
+async def test_a_comparison_sees_datasets_and_schemas(
+    store: Store, repo: Repo, engine: Moody, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What search lacks, has of before, or has beyond what is shown, is named, and a rebuild mends it."""
+    monkeypatch.setattr(audit, "_PAUSE", 0.0)
+    ops: list[Op] = [("create", f"{SCHEMA}/{name}", schema(name)) for name in ("kept", "lost", "old")]
+    await write(store, repo.commit(1, named(1, "Owl") + ops))
+    feed = Feed(store, engine)
+
+    async def differences() -> set[tuple[str, str]]:
+        while await feed.step():
+            pass
+        async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
+            found = await audit.compare(connection, NoHosts(), engine, [])  # type: ignore[arg-type]
+        return {(difference.uri.rpartition("/")[2], difference.what) for difference in found.differences}
+
+    assert await differences() == set()
+    (row,) = await store.schemas([f"at://{DID}/{SCHEMA}/old"])
+    ghost = Document(f"at://{DID}/{SCHEMA}/ghost", DID, None, "Ghost", row["indexed_at"])
+    old = Document(row["uri"], DID, None, "before", row["indexed_at"])
+    engine.schemas.apply([ghost, old], [f"at://{DID}/{SCHEMA}/lost"])
+    engine.apply([], [f"at://{DID}/{DATASET}/1"])
+    assert await differences() == {
+        ("1", "cannot be searched for"),
+        ("lost", "cannot be searched for"),
+        ("old", "is searched for as it was before"),
+        ("ghost", "can be searched for, and is not shown"),
+    }
+    await request_rebuild(database_url)
+    assert await differences() == set()
     engine.close()
 
 

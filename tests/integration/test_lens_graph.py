@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from holdings import ALICE, BOB, Asker, Holdings, lens, schema, serving
 
@@ -351,6 +352,31 @@ async def test_until_it_is_read_there_is_no_answer_yet(
 
         await eventually(is_up_to_date)
         assert (await ask.client.get("/xrpc/_health")).json()["lensGraph"] == "ready"
+
+
+@pytest.mark.parametrize("error", [psycopg.OperationalError("gone"), ZeroDivisionError("a mistake of ours")])
+async def test_reading_is_tried_again(
+    error: Exception, world: World, holdings: Holdings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database can go away while the graph is read; and whatever else goes wrong, the next try may go right."""
+    read = graph_module.GraphKeeper._read
+    tries: list[int] = []
+
+    async def fail_first(keeper: graph_module.GraphKeeper) -> Any:
+        tries.append(1)
+        if len(tries) == 1:
+            raise error
+        return await read(keeper)
+
+    monkeypatch.setattr(graph_module.GraphKeeper, "_read", fail_first)
+    monkeypatch.setattr(graph_module, "_PAUSE", 0.0)
+    async with serving(settings(holdings, tmp_path)) as ask:
+
+        async def is_ready() -> bool:
+            return (await ask.get("getLensGraph", root=world.digit)).status_code == 200
+
+        await eventually(is_ready)
+    assert len(tries) == 2
 
 
 async def test_a_graph_that_missed_changes_is_read_anew(world: World, holdings: Holdings, ask: Asker) -> None:

@@ -681,6 +681,17 @@ def test_the_last_page_has_no_cursor(engine: SearchEngine) -> None:
         assert len(pages(engine, query)) == 10
 
 
+@pytest.mark.parametrize(
+    "name", ["", "a", "songs", "speech", "speeches", "\tspeech\t", "a speech of many words", "日本"]
+)
+def test_pages_of_one_name(engine: SearchEngine, name: str) -> None:
+    """By name, those of the same name come each once, however short or long it is."""
+    fill(engine, *(dataset(name, key=i) for i in range(30)), dataset("zebra"), dataset("0", key="first"))
+    whole = engine.search(Query(sort="name", limit=100))
+    assert len(whole.hits) == 32
+    assert pages(engine, Query(sort="name", limit=7)) == [hit.uri for hit in whole.hits]
+
+
 @pytest.mark.parametrize("sort", SORTS)
 def test_pages_are_stable(open_engine: Open, sort: Any) -> None:
     """While documents come and go, what was there throughout comes exactly once."""

@@ -306,6 +306,21 @@ def test_deep_pages(tmp_path: Path) -> None:
     engine.close()
 
 
+def test_common_words_beside_rarer_ones_only_rank(tmp_path: Path) -> None:
+    """A word that far more documents have than another of the query finds none by itself; alone, it finds all."""
+    engine = TantivyEngine(tmp_path)
+    engine.apply([dataset(n, name=f"Set {n}", description="data of all kinds") for n in range(1_100)], [])
+    engine.apply([dataset(f"w{n}", name=f"Whale {n}", description="songs" + " data" * (n % 2)) for n in range(30)], [])
+    assert engine.search(Query("data")).total == 1_115
+    found = engine.search(Query("whale data", limit=100, facets=("publisher",)))
+    assert found.total == found.facets["publisher"]["did:plc:alice"] == len(found.hits) == 30
+    assert all(int(key[1:]) % 2 for key in keys(engine, Query("whale data", limit=15)))
+    # Few have it, so it may be a mistake, or not what is meant.
+    engine.apply([dataset(f"o{n}", name=f"Orca {n}") for n in range(10)], [])
+    assert engine.search(Query("orca data")).total == 1_125
+    engine.close()
+
+
 def test_documents_at_the_limits(tmp_path: Path) -> None:
     """Whatever a hostile record says can be stored, sorted and browsed."""
     engine = TantivyEngine(tmp_path)

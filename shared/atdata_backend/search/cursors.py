@@ -6,7 +6,8 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields
+from operator import attrgetter
 from typing import Any
 
 from atdata_backend.search.base import BadCursor, Query
@@ -14,10 +15,14 @@ from atdata_backend.search.base import BadCursor, Query
 _FOREIGN = "this is not a cursor from here; ask again without it"
 
 
+# The page, the facets, and what may change from page to page.
+_FREE = {"cursor", "limit", "facets", "structures"}
+_decisive = attrgetter(*(field.name for field in fields(Query) if field.name not in _FREE))
+
+
 def fingerprint(query: Query) -> str:
-    """What decides which hits there are and in what order: all but the page, the facets, and what may change."""
-    asked = replace(query, cursor=None, limit=0, facets=(), structures=())
-    return hashlib.sha256(repr(asked).encode("utf-8", "replace")).hexdigest()[:12]
+    """What decides which hits there are and in what order."""
+    return hashlib.sha256(repr(_decisive(query)).encode("utf-8", "replace")).hexdigest()[:12]
 
 
 def encode(engine: str, query: Query, position: Sequence[Any]) -> str:

@@ -19,6 +19,9 @@ from atdata_backend.search.base import CASELESS, FACETS, Document, Facet
 # A hostile record must not cost more than its share: what lies beyond is neither indexed nor marked.
 _MAX_NAME, _MAX_DESCRIPTION, _MAX_VALUE, _MAX_VALUES = 500, 10_000, 1_000, 500
 
+# Characters of a name that it is sorted by.
+_MAX_SORTED = 100
+
 _INT64 = 2**63 - 1
 
 
@@ -93,7 +96,7 @@ def index_document(document: Document) -> tantivy.Document:
         # A number for each, in the order of its value, of which the last bits tell apart those that have the same.
         "by_created": (created // 1000) << 14 | id_ >> 49,
         "by_samples": min(samples, 2**40 - 1) << 23 | id_ >> 40,
-        "by_name": f"{folded_name[:100]}\t{id_:016x}",
+        "by_name": f"{folded_name[:_MAX_SORTED]}\t{id_:016x}",
         "tie": _tie(created, id_),
         "stored": orjson.dumps([uri, name, description, facets, structure, columns, document.stamp]),
     }
@@ -140,6 +143,11 @@ def _tie(created: int, id_: int) -> float:
     """What tells apart documents of the same score: the newer comes first, of the same time any. As good as unique."""
     years = (created - micros(datetime(2000, 1, 1))) / (100 * 365.25 * 86_400e6)
     return 0.02 * min(max(years, 0.0), 1.0) + 2e-6 * id_ / _INT64
+
+
+def named(by_name: str) -> str:
+    """The name of which the value to sort by was made."""
+    return by_name[: -1 - 16]
 
 
 def initial(name: str) -> int:

@@ -15,7 +15,17 @@ from tantivy import Query as Q  # noqa: N817 - ours is `Query`
 
 from atdata_backend.search import cursors, ranking, text
 from atdata_backend.search.base import FACET_VALUES, BadCursor, Facet, Hit, Query, Results, Sort
-from atdata_backend.search.tantivy_documents import Stored, amount, cut, facet_key, initial, micros, number, stems
+from atdata_backend.search.tantivy_documents import (
+    Stored,
+    amount,
+    cut,
+    facet_key,
+    initial,
+    micros,
+    named,
+    number,
+    stems,
+)
 
 _MAX_PAGE = 1_000
 
@@ -27,12 +37,14 @@ _MAX_COUNTS_KNOWN = 1_000
 # field here is another walk through its vocabulary, which is what takes time in a search.
 _BEGUN = {"name": 2.0, "text": 0.3}
 _NEAR = {"name": 1.4, "text": 0.5}
-# Near misses of a word that many documents have are noise; with fewer than a page they are help.
+# Near misses of a word that many documents have are noise, and so are words that begin with it, but in names; with
+# fewer than a page they are help.
 _RARE = 25
 # A word that so many have is hardly a mistake.
 _SURE = 5
-# With so many that have the very word, those that have it begun are noise as well, but in names.
-_PLENTY = 250
+# A word that so many have, and so many times as many as have another of the query, does not say what is looked for: it
+# only ranks. With Lucene, that is a common terms query.
+_COMMON, _TIMES = 1_000, 10
 # What a phrase adds where it is more telling than in a text, as parts of what its words count.
 _PHRASE = {"name": 3.0, "keywords": 1.5, "handle": 0.7}
 
@@ -217,7 +229,7 @@ class Search:
 
     def _from(self, key: float | str, by: _Order) -> Q:
         """What comes from *key* on; of names, which have no ranges, all from its first letters on."""
-        name, at = ("initial", initial(key)) if isinstance(key, str) else (by.field, int(key))
+        name, at = ("initial", initial(named(key))) if isinstance(key, str) else (by.field, int(key))
         low, high = (at, _INT64) if by.order == Order.Asc else (None, at)
         return Q.range_query(self._snapshot.schema, name, FieldType.Integer, low, high)
 
@@ -435,6 +447,7 @@ class _TextQuery:
         self._is_misspelt = False
         self._matching: list[Q] = []
         self._ranked: list[Q] = []
+        self._asides: list[Q] = []
         self._build()
         self.matching, self.ranked = self._combined()
 
@@ -463,73 +476,75 @@ class _TextQuery:
         return text.Marker(matches, shortest, {word[0] for word in self._near})
 
     def _combined(self) -> tuple[Q, Q]:
-        """All of the phrases, and else any of the words; words beside a phrase, and stop words beside words, rank."""
-        asked = self._asked
-        phrases = [self._phrase("text", phrase) for phrase in asked.phrases]
-        matching = _all_of(phrases) if phrases else _any_of(self._matching)
-        may = [query for phrase in asked.phrases for query in self._phrase_ranked(phrase, 1.0)]
-        for word in asked.asides:
-            if found := self._counts.having("name", word):
-                may.append(self._scored(self._term("name", word), 0.3 * self._rarity_of(found)))
+        """All of the phrases, or else any of the words; words beside a phrase only rank, as asides do."""
+        phrases = [self._phrase("text", phrase) for phrase in self._asked.phrases]
         if phrases:
-            must = [Q.const_score_query(phrase, 0.0) for phrase in phrases]
-            may += self._ranked
+            may = [query for phrase in self._asked.phrases for query in self._phrase_ranked(phrase, 1.0)] + self._ranked
+            matching, must = _all_of(phrases), [Q.const_score_query(phrase, 0.0) for phrase in phrases]
         else:
-            must = [_any_of(self._ranked)]
-        if not may:
+            may = []
+            matching, must = _any_of(self._matching), [_any_of(self._ranked)]
+        if not (may := may + self._asides):
             return matching, _all_of(must)
         return matching, Q.boolean_query([(Occur.Must, query) for query in must] + [(Occur.Should, q) for q in may])
 
     def _build(self) -> None:
         asked = self._asked
-        for i, word in enumerate(asked.words):
-            self._add_word(word, is_last=i == len(asked.words) - 1)
+        found = {word: self._counts.having("stems", self._stems[word]) for word in asked.words}
+        rarest = min((count for count in found.values() if count >= _RARE), default=_INT64)
+        for i, (word, count) in enumerate(found.items()):
+            if count > max(_COMMON, _TIMES * rarest):
+                self._asides += self._exact(word, self._stems[word], count)
+            else:
+                self._add_word(word, count, is_last=i == len(found) - 1)
         self._add_whole()
         for form in asked.joined:
             (stem,) = stems([form])
-            if found := self._counts.having("stems", stem):
-                self._add_exact(form, stem, found)
+            if count := self._counts.having("stems", stem):
+                self._matching.append(self._term("stems", stem))
+                self._ranked += self._exact(form, stem, count)
         for parts in asked.split:
             self._matching.append(self._phrase("text", parts))
             self._ranked += self._phrase_ranked(parts, 0.5)
+        for word in asked.asides:
+            if count := self._counts.having("name", word):
+                self._asides.append(self._scored(self._term("name", word), 0.3 * self._rarity_of(count)))
 
-    def _add_word(self, word: str, *, is_last: bool) -> None:
+    def _add_word(self, word: str, found: int, *, is_last: bool) -> None:
         """Documents with *word*, with a word that it begins, or with one within a typo or two, in that order."""
-        stem = self._stems[word]
-        found = found_or_begun = self._counts.having("stems", stem)
         if found:
-            self._add_exact(word, stem, found)
+            self._matching.append(self._term("stems", self._stems[word]))
+            self._ranked += self._exact(word, self._stems[word], found)
         # A common word with others after it is complete. Else it would be the beginning of half the vocabulary.
-        if text.may_begin(word) and (is_last or found < _RARE):
-            begun = {"name": self._near_term("name", word, 0)}
-            # The beginning of an unfinished last word is sought in the whole text as well, but not two letters of it.
-            if is_last and len(word) != 2 and found < _PLENTY:
-                begun["text"] = self._near_term("text", word, 0)
-            if is_last or not found:
-                found_or_begun = max(found, self._counts.beginning("name", word))
-            # A word that does not exist by itself is the beginning of another, so all of it counts.
-            self._add(begun, _BEGUN, self._rarity_of(found_or_begun) * (self._share if found else 1))
-        self._rarity = self._rarity_of(found_or_begun)
-        if self._is_odd(word, found) and (near := self._typos(word)):
+        is_open = text.may_begin(word) and (is_last or found < _RARE)
+        begun = self._counts.beginning("name", word) if is_open else 0
+        self._rarity = self._rarity_of(max(found, begun) if is_last or not found else found)
+        # A word that does not exist by itself is the beginning of another, so all of it counts.
+        unit = self._rarity * (self._share if found else 1)
+        queries = {"name": self._near_term("name", word, 0)} if begun else {}
+        is_odd = False
+        if found < _SURE and text.typos_allowed(word) and not (found and len(self._asked.words) > 1):
+            # Few have it, or a word that begins with it: it may be misspelt.
+            is_odd = (in_text := self._counts.beginning("text", word)) < _RARE
+            is_open = is_open and in_text > 0
+        # The beginning of an unfinished last word is sought in the whole text as well, but not two letters of it.
+        if is_open and is_last and len(word) != 2 and found < _RARE:
+            queries["text"] = self._near_term("text", word, 0)
+        if queries:
+            self._add(queries, _BEGUN, unit)
+        if is_odd:
             # If the word exists, what is only like it comes after.
-            self._add(near, _NEAR, 0.001 if found else self._rarity)
+            self._add(self._typos(word), _NEAR, 0.001 if found else self._rarity)
             self._is_misspelt |= not found
 
-    def _is_odd(self, word: str, found: int) -> bool:
-        """Whether *word* may be misspelt: few have it, or a word that begins with it."""
-        if found >= _SURE or (found and len(self._asked.words) > 1) or not text.typos_allowed(word):
-            return False
-        return self._counts.beginning("text", word) < _RARE
-
-    def _add_exact(self, word: str, stem: str, found: int) -> None:
-        self._matching.append(self._term("stems", stem))
-        self._ranked += [
+    def _exact(self, word: str, stem: str, found: int) -> list[Q]:
+        return [
             Q.const_score_query(self._term("rank", token), score)
             for token, score in ranking.found_as(word, stem, self._rarity_of(found), self._share)
         ]
 
     def _add(self, queries: Mapping[str, Q], weights: Mapping[str, float], unit: float) -> None:
-        self._matching.append(queries.get("text", queries["name"]))  # which has all that is in the name
+        self._matching.append(queries.get("text") or queries["name"])  # in which is all that is in the name
         self._ranked += [self._scored(query, weights[name] * unit) for name, query in queries.items()]
 
     def _typos(self, word: str) -> dict[str, Q]:

@@ -45,6 +45,7 @@ _CAMEL = re.compile(r"[A-Z]{2,}(?=[A-Z][a-z]|[^A-Za-z]|$)|[A-Z]?[a-z]{2,}|\d+")
 _LATIN_MARKS = re.compile("[\u0300-\u036f\u200c\u200d]")
 # Letters that no decomposition takes apart.
 _PLAIN = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "ı": "i", "ħ": "h"})
+_NO_SEPARATORS = {code: None for code in range(128) if not chr(code).isalnum()}
 _QUOTES = str.maketrans("“”„‟«»＂", '"' * 7)
 
 
@@ -267,10 +268,12 @@ class Marker:
         runs = [list(run) for flag, run in groupby(range(len(token)), key=hit.__getitem__) if flag]
         return [(run[0], run[-1] + 1) for run in runs]
 
+    def _is_within(self, joined: str) -> bool:
+        return any(begin in joined for begin in self._begins)
+
     def _neighbours(self, text: str) -> list[tuple[int, int]]:
         """A name written in parts where the query has one word: "image net", ``imagenet``."""
-        joined = "".join(filter(str.isalnum, fold(text)))
-        if not any(begin in joined for begin in self._begins):
+        if text.isascii() and not self._is_within(text.lower().translate(_NO_SEPARATORS)):
             return []
         tokens = list(_WORD.finditer(text))
         for n in (2, 3):
