@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
 
+import httpx
 import pytest
 from shard_files import Digit, digits, packed_shard
 
@@ -29,6 +30,8 @@ def endpoint() -> Iterator[str]:
     running.start()
     host, port = running.get_host_and_port()
     url = f"http://{host}:{port}"
+    # Its buckets are the process's, and other tests' may be among them.
+    httpx.post(f"{url}/moto-api/reset")
     client = boto3.client(
         "s3", endpoint_url=url, aws_access_key_id="id", aws_secret_access_key="secret", region_name="us-east-1"
     )
