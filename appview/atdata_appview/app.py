@@ -24,13 +24,13 @@ from atdata_appview.graph import GraphKeeper
 from atdata_appview.limits import RateLimiter
 from atdata_appview.metrics import RequestMetrics
 from atdata_appview.routes import service, xrpc
-from atdata_appview.search import THREADS, Search
+from atdata_appview.search import Search
 from atdata_appview.services import CachedStatus, Services
 from atdata_appview.settings import AppViewSettings
-from atdata_appview.store import BlockingStore, Store
+from atdata_appview.store import Store
 from atdata_backend.http import guarded_client
 from atdata_backend.identity import Resolver
-from atdata_backend.postgres import open_blocking_pool, open_pool
+from atdata_backend.postgres import open_pool
 
 
 def create_app(settings: AppViewSettings) -> FastAPI:
@@ -42,15 +42,10 @@ def create_app(settings: AppViewSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = settings.open_engine()
-        try:
-            pool = await open_pool(settings.database_url)
-        except BaseException:
-            engine.close()
-            raise
+        settings.open_engine().close()  # nothing but whether it can be
+        pool = await open_pool(settings.database_url)
         store = Store(pool)
-        rows = open_blocking_pool(settings.database_url, max_size=THREADS)
-        search = Search(engine, BlockingStore(rows))
+        search = Search(settings)
         client = guarded_client(allow_private=settings.allow_private_hosts)
         resolver = Resolver(client, plc_url=settings.plc_url, allow_private=settings.allow_private_hosts)
         authenticator = Authenticator(settings.service_did, store, resolver)
@@ -68,8 +63,7 @@ def create_app(settings: AppViewSettings) -> FastAPI:
         finally:
             await client.aclose()
             await pool.close()
-            search.close()
-            rows.close()
+            await search.close()
 
     app = FastAPI(
         title="atdata AppView",

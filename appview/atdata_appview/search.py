@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final
+
+from psycopg_pool import ConnectionPool
 
 from atdata.nsid import Kind
 from atdata.syntax import parse_datetime
-from atdata_appview.models import Match, Record, SearchPage
+from atdata_appview.models import Match, Record, SearchPage, to_json
+from atdata_appview.settings import AppViewSettings
 from atdata_appview.store import ANSWER_BYTES, BlockingStore
+from atdata_appview.workers import Processes, Threads, Workers
+from atdata_backend.postgres import open_blocking_pool
 from atdata_backend.search.base import Hit, Query, Results, SearchEngine
-
-_T = TypeVar("_T")
 
 # A page loses hits that were hidden or deleted a moment ago; so often we ask the engine for others in their place.
 _REFILLS: Final = 3
 
-#: Searches that run at once. More would only be in each other's way.
-THREADS: Final = 6
+# Searches that run at once within this process. More would only be in each other's way.
+_THREADS: Final = 6
 
 
 def query_of(params: Mapping[str, Any]) -> Query:
@@ -62,37 +64,49 @@ def _moment(params: Mapping[str, Any], name: str) -> datetime | None:
         raise ValueError(f"{name}: {error}") from None
 
 
-class Search:
-    """The engine and its hits' rows, in threads of their own: one turn in a thread for each search."""
+class Searcher:
+    """The engine and its hits' rows."""
 
-    def __init__(self, engine: SearchEngine, store: BlockingStore) -> None:
+    def __init__(self, engine: SearchEngine, rows: ConnectionPool) -> None:
         self._engine = engine
-        self._store = store
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="search")
+        self._rows = rows
+        self._store = BlockingStore(rows)
 
-    async def datasets(self, query: Query) -> SearchPage:
-        """The page of *query*. Hits whose row is gone or hidden are left out, of the total, too.
+    @classmethod
+    def open(cls, settings: AppViewSettings, threads: int) -> Searcher:
+        """For so many *threads*. Raises ConfigError when the settings name no engine."""
+        return cls(settings.open_engine(), open_blocking_pool(settings.database_url, max_size=threads))
 
-        One call of the engine and one query of the database, unless hits were left out: then others take their place,
-        within limits, so that a page can stay short. So is one whose records are large. Raises BadCursor, and
-        NetworkError when the engine is a server that does not answer.
-        """
-        return await self._in_thread(lambda: self._page(self._engine, query, "dataset"))
+    def datasets(self, query: Query) -> SearchPage:
+        """See `Search.datasets`."""
+        return self._page(self._engine, query, "dataset")
 
-    async def schemas(self, query: Query) -> SearchPage:
-        """The same for schemas."""
-        return await self._in_thread(lambda: self._page(self._engine.schemas, query, "schema"))
+    def dataset_answer(self, query: Query) -> bytes:
+        """See `Search.dataset_answer`."""
+        return to_json(self.datasets(query).answer("datasets"))
 
-    async def similar(self, uri: str, limit: int) -> tuple[Match, list[Match]] | None:
-        """The dataset at *uri*, and those that are most like it; None if there is none. Raises what `datasets` does."""
-        return await self._in_thread(lambda: self._similar(uri, limit))
+    def schemas(self, query: Query) -> SearchPage:
+        """See `Search.schemas`."""
+        return self._page(self._engine.schemas, query, "schema")
 
-    async def count(self) -> int:
-        """How many datasets the engine has."""
-        return await self._in_thread(self._engine.count)
+    def similar(self, uri: str, limit: int) -> tuple[Match, list[Match]] | None:
+        """See `Search.similar`."""
+        # Some may be hidden or gone. One that was published a moment ago may not be in the engine yet.
+        hits = self._engine.similar(uri, limit + limit // 2) or (Hit(uri),)
+        rows = self._store.records([hit.uri for hit in hits], "dataset")
+        if uri not in rows:
+            return None
+        itself, *others = [match for match in _matches(hits, rows) if match.record.json]
+        return itself, others[:limit]
 
-    async def _in_thread(self, call: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+    def count(self) -> int:
+        """See `Search.count`."""
+        return self._engine.count()
+
+    def close(self) -> None:
+        """Release the engine and the connections."""
+        self._engine.close()
+        self._rows.close()
 
     def _page(self, engine: SearchEngine, query: Query, kind: Kind) -> SearchPage:
         first, rows = self._portion(engine, query, kind, ANSWER_BYTES)
@@ -124,19 +138,51 @@ class Search:
             # Asked for fewer hits, the engine says with which cursor the others follow.
             results = engine.search(replace(query, facets=(), limit=beyond))
 
-    def _similar(self, uri: str, limit: int) -> tuple[Match, list[Match]] | None:
-        # Some may be hidden or gone. One that was published a moment ago may not be in the engine yet.
-        hits = self._engine.similar(uri, limit + limit // 2) or (Hit(uri),)
-        rows = self._store.records([hit.uri for hit in hits], "dataset")
-        if uri not in rows:
-            return None
-        itself, *others = [match for match in _matches(hits, rows) if match.record.json]
-        return itself, others[:limit]
 
-    def close(self) -> None:
+class Search:
+    """A `Searcher` for the event loop: every search is one call of another process, or of another thread."""
+
+    def __init__(self, settings: AppViewSettings) -> None:
+        count = settings.searching_processes
+        self._workers: Workers = (
+            Processes(partial(Searcher.open, settings, 1), count)
+            if count
+            else Threads(Searcher.open(settings, _THREADS), _THREADS)
+        )
+
+    async def datasets(self, query: Query) -> SearchPage:
+        """The page of *query*. Hits whose row is gone or hidden are left out, of the total, too.
+
+        One call of the engine and one query of the database, unless hits were left out: then others take their place,
+        within limits, so that a page can stay short. So is one whose records are large. Raises BadCursor, and
+        NetworkError when the engine is a server that does not answer.
+        """
+        page: SearchPage = await self._workers.call("datasets", query)
+        return page
+
+    async def dataset_answer(self, query: Query) -> bytes:
+        """The same as the JSON that `searchDatasets` answers."""
+        answer: bytes = await self._workers.call("dataset_answer", query)
+        return answer
+
+    async def schemas(self, query: Query) -> SearchPage:
+        """The same for schemas."""
+        page: SearchPage = await self._workers.call("schemas", query)
+        return page
+
+    async def similar(self, uri: str, limit: int) -> tuple[Match, list[Match]] | None:
+        """The dataset at *uri*, and those that are most like it; None if there is none. Raises what `datasets` does."""
+        found: tuple[Match, list[Match]] | None = await self._workers.call("similar", uri, limit)
+        return found
+
+    async def count(self) -> int:
+        """How many datasets the engine has."""
+        count: int = await self._workers.call("count")
+        return count
+
+    async def close(self) -> None:
         """Wait for searches that run, and release the engine."""
-        self._threads.shutdown()
-        self._engine.close()
+        await self._workers.close()
 
 
 def _matches(hits: Sequence[Hit], rows: Mapping[str, Record]) -> list[Match]:

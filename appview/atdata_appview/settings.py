@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Self
+import os
+from typing import Final, Self
 from urllib.parse import quote, urlsplit
 
 from pydantic import Field, field_validator
 
 from atdata.syntax import is_did
 from atdata_backend.settings import BackendSettings
+
+# Searches of one machine by default. Each holds its own connection and its own caches.
+_MAX_PROCESSES: Final = 4
 
 
 class AppViewSettings(BackendSettings):
@@ -34,6 +38,14 @@ class AppViewSettings(BackendSettings):
         default=6000, ge=0, description="Requests a minute that one client may make, all at once if it likes; 0: any."
     )
 
+    search_processes: int | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description="Processes that search, some 100 MB each; 0: none, the service searches in threads. Without it, "
+        "one for each core, four at most, with the embedded engine; none with Meilisearch, which has its own.",
+    )
+
     @field_validator("public_url")
     @classmethod
     def _is_origin(cls, url: str | None) -> str | None:
@@ -54,6 +66,13 @@ class AppViewSettings(BackendSettings):
         if did is not None and not is_did(did):
             raise ValueError("must be a DID such as did:web:datasets.example.org")
         return did
+
+    @property
+    def searching_processes(self) -> int:
+        """How many processes are to search; 0: none beside the service's own."""
+        if self.search_processes is not None:
+            return self.search_processes
+        return 0 if self.meili_url else min(os.cpu_count() or 1, _MAX_PROCESSES)
 
     @property
     def url(self) -> str:

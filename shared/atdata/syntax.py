@@ -184,8 +184,10 @@ def format_datetime(moment: datetime) -> str:
     """
     if moment.tzinfo is None:
         raise ValueError(f"{moment} has no time zone; use datetime.now(UTC)")
-    utc = moment.astimezone(UTC).replace(tzinfo=None)
-    return utc.isoformat(timespec="microseconds" if utc.microsecond % 1000 else "milliseconds") + "Z"
+    if moment.utcoffset():
+        moment = moment.astimezone(UTC)
+    # With its offset, +00:00, cut off: to replace the time zone first takes three times as long.
+    return moment.isoformat(timespec="microseconds" if moment.microsecond % 1000 else "milliseconds")[:-6] + "Z"
 
 
 FORMATS: Final[Mapping[str, Callable[[str], bool]]] = {

@@ -96,7 +96,7 @@ def main() -> None:
         engine = TantivyEngine(Path(folder))
         holdings = Holdings(url, engine)
         holdings.account(ALICE, "alice.test")
-        settings = AppViewSettings(database_url=url, search_dir=Path(folder), rate_limit=0)
+        settings = AppViewSettings(database_url=url, search_dir=Path(folder), rate_limit=0, search_processes=0)
         for batch in batched(records("stay", arguments.hits - 500, random.Random(2)), 1_000):
             holdings.add_all(ALICE, DATASET, batch)
         for sort in SORTS:

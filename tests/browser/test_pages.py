@@ -42,7 +42,7 @@ def address(postgres: TestDatabases, tmp_path_factory: pytest.TempPathFactory) -
         )
         holdings.engine.close()
         port = listener.getsockname()[1]
-        app = create_app(AppViewSettings(database_url=url, search_dir=folder, port=port))
+        app = create_app(AppViewSettings(database_url=url, search_dir=folder, port=port, search_processes=0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -107,7 +107,9 @@ def holdings(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def appview(holdings: Holdings, tmp_path: Path) -> Iterator[AppView]:
-    settings = AppViewSettings(database_url=holdings.database_url, search_dir=tmp_path / "search", rate_limit=0)
+    settings = AppViewSettings(
+        database_url=holdings.database_url, search_dir=tmp_path / "search", rate_limit=0, search_processes=0
+    )
     with running(settings) as url:
         yield AppView(url)
 

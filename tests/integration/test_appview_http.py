@@ -34,7 +34,7 @@ from atdata_backend.search.tantivy import TantivyEngine
 
 @pytest.fixture
 def configured(database_url: str, tmp_path: Path) -> AppViewSettings:
-    return AppViewSettings(database_url=database_url, search_dir=tmp_path / "search", rate_limit=0)
+    return AppViewSettings(database_url=database_url, search_dir=tmp_path / "search", rate_limit=0, search_processes=0)
 
 
 @pytest.fixture

@@ -37,7 +37,9 @@ def holdings(database_url: str, tmp_path: Path) -> Iterator[Holdings]:
 
 @pytest.fixture
 async def ask(holdings: Holdings, tmp_path: Path) -> AsyncIterator[Asker]:
-    settings = AppViewSettings(database_url=holdings.database_url, search_dir=tmp_path / "search", rate_limit=0)
+    settings = AppViewSettings(
+        database_url=holdings.database_url, search_dir=tmp_path / "search", rate_limit=0, search_processes=0
+    )
     async with serving(settings) as asker:
         yield asker
 

@@ -82,7 +82,11 @@ async def plc(directory: Directory) -> AsyncIterator[Server]:
 
 def configured(database_url: str, plc: Server, folder: Path, **more: Any) -> AppViewSettings:
     return AppViewSettings(
-        database_url=database_url, search_dir=folder, plc_url=plc.url, did=SERVICE, **{"rate_limit": 0, **more}
+        database_url=database_url,
+        search_dir=folder,
+        plc_url=plc.url,
+        did=SERVICE,
+        **{"rate_limit": 0, "search_processes": 0, **more},
     )
 
 

@@ -40,7 +40,9 @@ async def ask(holdings: Holdings, tmp_path: Path) -> AsyncIterator[Asker]:
 
 
 def settings(holdings: Holdings, folder: Path) -> AppViewSettings:
-    return AppViewSettings(database_url=holdings.database_url, search_dir=folder / "search", rate_limit=0)
+    return AppViewSettings(
+        database_url=holdings.database_url, search_dir=folder / "search", rate_limit=0, search_processes=0
+    )
 
 
 def narrow(name: str = "Label") -> dict[str, Any]:

@@ -31,7 +31,9 @@ def holdings(database_url: str, tmp_path: Path) -> Iterator[Holdings]:
 
 @pytest.fixture
 def settings(holdings: Holdings, tmp_path: Path) -> AppViewSettings:
-    return AppViewSettings(database_url=holdings.database_url, search_dir=tmp_path / "search", rate_limit=0)
+    return AppViewSettings(
+        database_url=holdings.database_url, search_dir=tmp_path / "search", rate_limit=0, search_processes=0
+    )
 
 
 @pytest.fixture

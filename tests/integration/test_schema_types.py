@@ -33,7 +33,9 @@ Open = Callable[[], AbstractAsyncContextManager[Asker]]
 @pytest.fixture
 def appview(holdings: Holdings, tmp_path: Path) -> Open:
     """Opens an AppView that knows from its start what is held then."""
-    settings = AppViewSettings(database_url=holdings.database_url, search_dir=tmp_path / "search", rate_limit=0)
+    settings = AppViewSettings(
+        database_url=holdings.database_url, search_dir=tmp_path / "search", rate_limit=0, search_processes=0
+    )
     return lambda: serving(settings)
 
 

@@ -122,7 +122,9 @@ def url(postgres: TestDatabases, tmp_path_factory: pytest.TempPathFactory) -> It
         holdings.account(BOB)
         for collection, records in RECORDS.items():
             holdings.add_all(ALICE, collection, records.items())
-        with running(create_app(AppViewSettings(database_url=database_url, search_dir=folder, rate_limit=0))) as url:
+        with running(
+            create_app(AppViewSettings(database_url=database_url, search_dir=folder, rate_limit=0, search_processes=0))
+        ) as url:
             yield url
         engine.close()
 

@@ -80,7 +80,7 @@ async def serving(settings: AppViewSettings) -> AsyncIterator[Service]:
 
 @pytest.fixture
 async def service(database_url: str, tmp_path: Path) -> AsyncIterator[Service]:
-    settings = AppViewSettings(database_url=database_url, search_dir=tmp_path, rate_limit=0, port=0)
+    settings = AppViewSettings(database_url=database_url, search_dir=tmp_path, rate_limit=0, port=0, search_processes=0)
     async with serving(settings) as running:
         yield running
 

@@ -49,7 +49,7 @@ try {
 @asynccontextmanager
 async def serving(database_url: str, folder: Path) -> AsyncIterator[str]:
     """The address of an AppView that holds some records."""
-    settings = AppViewSettings(database_url=database_url, search_dir=folder, port=0)
+    settings = AppViewSettings(database_url=database_url, search_dir=folder, port=0, search_processes=0)
     with listen(settings) as listener:
         app = create_app(settings)
         async with app.router.lifespan_context(app):

@@ -23,17 +23,18 @@ _STRUCTURES: Final = 300
 Json = dict[str, Any]
 
 
-async def search_datasets(services: Services, params: Mapping[str, Any]) -> Json:
+async def search_datasets(services: Services, params: Mapping[str, Any]) -> Json | bytes:
     """The datasets that match, with counts by facet."""
     query, target = await _question(services, params)
+    if target is None:
+        return await services.search.dataset_answer(query)
     page = await services.search.datasets(query)
     answer = page.answer("datasets")
-    if target is not None:
-        views = await _paths(services, target, page.matches)
-        for view, path in zip(answer["datasets"], views, strict=True):
-            view |= {"path": path} if path else {}
-        if target.is_truncated:
-            answer["truncated"] = True
+    views = await _paths(services, target, page.matches)
+    for view, path in zip(answer["datasets"], views, strict=True):
+        view |= {"path": path} if path else {}
+    if target.is_truncated:
+        answer["truncated"] = True
     return answer
 
 

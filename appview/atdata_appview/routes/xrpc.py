@@ -23,7 +23,8 @@ from atdata_appview.replies import cacheable
 from atdata_appview.routes import datasets, lenses, lookups, records, schemas, status, subscriptions
 from atdata_appview.services import Services
 
-Handler = Callable[[Services, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
+# What it answers, as JSON already where that was made elsewhere.
+Handler = Callable[[Services, Mapping[str, Any]], Awaitable[Mapping[str, Any] | bytes]]
 
 METHODS: Mapping[str, Handler] = {
     PREFIX + "searchDatasets": datasets.search_datasets,
@@ -66,7 +67,8 @@ async def call(request: Request) -> Response:
         raise MethodNotAllowed(f"{nsid} is a query: ask for it with GET, not {request.method}", {"Allow": "GET, HEAD"})
     params = checked_params(nsid, request.scope["query_string"])
     answer = await handler(request.app.state.services, params)
-    return cacheable(request, to_json(answer), "application/json")
+    body = answer if isinstance(answer, bytes) else to_json(answer)
+    return cacheable(request, body, "application/json")
 
 
 async def subscribe(websocket: WebSocket) -> None:

@@ -69,7 +69,8 @@ class Query:
     Filters of different kinds must all hold. Within ``tags`` and ``fields`` every value must be present; within the
     others one of them. ``fields`` takes ``name``, ``name:type`` or ``name:type:dtype``. Case makes no difference,
     but in ``schemas``, ``structures`` and ``publishers``. None of ``structures`` is any; ``structures`` may change from
-    page to page.
+    page to page. ``uris`` are the only documents in question, none is any; those in ``without``, which may change from
+    page to page, are not.
     """
 
     text: str = ""
@@ -90,6 +91,8 @@ class Query:
     facets: tuple[Facet, ...] = ()
     limit: int = 25
     cursor: str | None = None
+    uris: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

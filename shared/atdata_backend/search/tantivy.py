@@ -8,6 +8,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,8 +67,10 @@ class TantivyEngine:
         self._index: tantivy.Index | None = None
         self._writer: tantivy.IndexWriter | None = None
         self._current: Snapshot | None = None
-        # By facet and number; only those that were ever among the most frequent.
-        self._values: dict[tuple[Facet, int], str] = {}
+        # By number; only those that were ever among the most frequent.
+        self._values: dict[Facet, dict[int, str]] = {}
+        # Where facets are counted while the page is made. It has threads only once that was asked for.
+        self._threads = ThreadPoolExecutor(thread_name_prefix="facets")
         self._schemas: TantivyEngine | None = None
 
     @property
@@ -119,7 +122,7 @@ class TantivyEngine:
         if snapshot is None:
             return Results(hits=(), total=0, facets={facet: {} for facet in query.facets})
         with self._intact():
-            return Search(snapshot, query, asked, after, self._values).results()
+            return Search(snapshot, query, asked, after, self._values, self._threads).results()
 
     def similar(self, uri: str, limit: int) -> tuple[Hit, ...]:
         """The document at *uri*, and after it those that are most like it; nothing if it is not here."""
@@ -159,6 +162,7 @@ class TantivyEngine:
 
     def close(self) -> None:
         """Give up the writer's lock, when running merges are done, and the files."""
+        self._threads.shutdown()
         with self._writing:
             if self._writer:
                 self._writer.wait_merging_threads()

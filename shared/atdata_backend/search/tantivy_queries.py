@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from atdata_backend.search.tantivy_documents import (
 
 _MAX_PAGE = 1_000
 
-# The values of facets that are remembered by their numbers, and the counts of one commit: a few megabytes each.
+# The values of a facet that are remembered by their numbers, and the counts of one commit: a few megabytes each.
 _MAX_VALUES_KNOWN = 50_000
 _MAX_COUNTS_KNOWN = 1_000
 
@@ -58,6 +59,10 @@ _FOREIGN = "this is not a cursor from here; ask again without it"
 _INT64 = 2**63 - 1
 
 
+# How many documents have each number that stands for a value.
+_FacetCounts = dict[Facet, Mapping[int, int]]
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The index as it was at one commit."""
@@ -65,7 +70,7 @@ class Snapshot:
     id: str
     searcher: Searcher
     schema: tantivy.Schema
-    facets: dict[tuple[str, Facet], Mapping[str, int]] = field(default_factory=dict)  # by query, once counted
+    facets: dict[tuple[str, Facet], Mapping[int, int]] = field(default_factory=dict)  # by query, once counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +146,15 @@ class Search:
         query: Query,
         asked: text.Asked,
         after: After | None,
-        values: dict[tuple[Facet, int], str],
+        values: dict[Facet, dict[int, str]],
+        threads: Executor,
     ) -> None:
         self._snapshot = snapshot
         self._searcher = snapshot.searcher
         self._query = query
         self._after = after
         self._values = values
+        self._threads = threads
         self._limit = min(max(query.limit, 1), _MAX_PAGE)
         self._order = _order(query, asked)
         self._counts = _Counts(snapshot.searcher, after.counts if after else None)
@@ -156,16 +163,19 @@ class Search:
 
     def results(self) -> Results:
         """The page, the counts and the cursor."""
-        places, offset, total = self._by_relevance() if self._order is None else self._by_value(self._order)
-        page, cursor = places[: self._limit], None
-        if len(places) > self._limit:
-            last = [page[-1].key, page[-1].id, offset + self._limit, self._counts.told]
-            cursor = cursors.encode("tantivy", self._query, last)
-        stored = [Stored.of(self._searcher, place.address) for place in page]
-        marker = self._text.marker() if self._text else None
-        is_all = self._after is None and len(page) == total
-        facets = self._facets(stored if is_all else None)
-        return Results(tuple(_hit(document, marker) for document in stored), total, facets, cursor)
+        counting = self._threads.submit(self._counted) if self._query.facets else None
+        try:
+            places, offset, total = self._by_relevance() if self._order is None else self._by_value(self._order)
+            page, cursor = places[: self._limit], None
+            if len(places) > self._limit:
+                last = [page[-1].key, page[-1].id, offset + self._limit, self._counts.told]
+                cursor = cursors.encode("tantivy", self._query, last)
+            stored = [Stored.of(self._searcher, place.address) for place in page]
+            marker = self._text.marker() if self._text else None
+            hits = tuple(_hit(document, marker) for document in stored)
+        finally:
+            counts = counting.result() if counting else {}
+        return Results(hits, total, self._facets(counts, stored), cursor)
 
     def _matching(self, without: Facet | None = None) -> Q:
         """What matches the text and all filters, or all but one; not how well."""
@@ -233,29 +243,27 @@ class Search:
         low, high = (at, _INT64) if by.order == Order.Asc else (None, at)
         return Q.range_query(self._snapshot.schema, name, FieldType.Integer, low, high)
 
-    def _facets(self, matches: Sequence[Stored] | None) -> dict[Facet, Mapping[str, int]]:
-        """The counts, where a page has them, of all *matches*."""
-        # To count takes longer than to search, and people page, sort and come back to the same queries.
+    def _counted(self) -> _FacetCounts:
+        """How many matches have which number, by facet. It runs beside the search: to count takes longer."""
+        # And people page, sort and come back to the same queries.
         known = self._snapshot.facets
         asked = cursors.fingerprint(replace(self._query, sort="relevance"))
-        counts: dict[Facet, Mapping[str, int]] = {}
+        counts: _FacetCounts = {}
         shared: list[Facet] = []
         for facet in self._query.facets:
             if (before := known.pop((asked, facet), None)) is not None:
                 counts[facet] = before
             elif facet in self._filters:
-                counts |= self._counted(self._matching(without=facet), [facet])
-            elif matches is not None:
-                counts[facet] = _tally(facet, matches)
+                counts |= self._aggregated(self._matching(without=facet), [facet])
             else:
                 shared.append(facet)
-        counts |= self._counted(self._matching(), shared)
+        counts |= self._aggregated(self._matching(), shared)
         known.update({(asked, facet): found for facet, found in counts.items()})
         while len(known) > _MAX_COUNTS_KNOWN:  # the first is the one not asked for the longest
             known.pop(next(iter(known)), None)
-        return {facet: counts[facet] for facet in self._query.facets}
+        return counts
 
-    def _counted(self, matching: Q, facets: list[Facet]) -> dict[Facet, Mapping[str, int]]:
+    def _aggregated(self, matching: Q, facets: list[Facet]) -> _FacetCounts:
         if not facets:
             return {}
         # segment_size: count all values, or those that are rare in one segment and common in another go wrong.
@@ -263,24 +271,35 @@ class Search:
             facet: {"terms": {"field": facet, "size": FACET_VALUES, "segment_size": 1_000_000}} for facet in facets
         }
         buckets = self._searcher.aggregate(matching, terms)
-        counts: dict[Facet, Mapping[str, int]] = {}
-        for facet in facets:
-            found = [(self._value(facet, b["key"]), int(b["doc_count"])) for b in buckets[facet]["buckets"]]
-            counts[facet] = dict(sorted(found, key=lambda value: (-value[1], value[0])))
-        return counts
+        return {facet: {b["key"]: int(b["doc_count"]) for b in buckets[facet]["buckets"]} for facet in facets}
+
+    def _facets(self, counts: _FacetCounts, page: Sequence[Stored]) -> dict[Facet, Mapping[str, int]]:
+        """*counts* by value, most frequent first."""
+        facets: dict[Facet, Mapping[str, int]] = {}
+        for facet in self._query.facets:
+            values = self._values_of(facet, counts[facet], page)
+            found = [(values[number], count) for number, count in counts[facet].items()]
+            facets[facet] = dict(sorted(found, key=lambda value: (-value[1], value[0])))
+        return facets
+
+    def _values_of(self, facet: Facet, numbers: Collection[int], page: Sequence[Stored]) -> Mapping[int, str]:
+        """The values that *numbers* stand for, which any document that has them knows, in its spelling."""
+        known = self._values.setdefault(facet, {})
+        found = {of: value for of in numbers if (value := known.get(of)) is not None}
+        if len(found) < len(numbers):
+            # The documents of the page are at hand, and where few match have them all.
+            held = {number(facet_key(facet, value)): value for stored in page for value in stored.facets[facet]}
+            found |= {of: held.get(of) or self._value(facet, of) for of in numbers if of not in found}
+            if len(known) > _MAX_VALUES_KNOWN:
+                known.clear()
+            known.update(found)
+        return found
 
     def _value(self, facet: Facet, of: int) -> str:
-        """The value that the number *of* stands for, which any document that has it knows, in its spelling."""
-        value = self._values.get((facet, of))
-        if value is None:
-            holder = Q.term_query(self._snapshot.schema, facet, of, "basic")
-            ((_, address),) = self._searcher.search(holder, 1, count=False).hits
-            held = Stored.of(self._searcher, address).facets[facet]
-            value = next(value for value in held if number(facet_key(facet, value)) == of)
-            if len(self._values) > _MAX_VALUES_KNOWN:
-                self._values.clear()
-            self._values[facet, of] = value
-        return value
+        holder = Q.term_query(self._snapshot.schema, facet, of, "basic")
+        ((_, address),) = self._searcher.search(holder, 1, count=False).hits
+        held = Stored.of(self._searcher, address).facets[facet]
+        return next(value for value in held if number(facet_key(facet, value)) == of)
 
 
 def _hit(stored: Stored, marker: text.Marker | None) -> Hit:
@@ -290,18 +309,6 @@ def _hit(stored: Stored, marker: text.Marker | None) -> Hit:
         description = marker.html(stored.description, limit=200, thorough=not name)
         highlights = {key: html for key, html in (("name", name), ("description", description)) if html}
     return Hit(stored.uri, highlights, stored.structure)
-
-
-def _tally(facet: Facet, matches: Sequence[Stored]) -> dict[str, int]:
-    """A facet's counts among a few documents, which takes less than having the index count."""
-    spellings: dict[str, str] = {}
-    counts: Counter[str] = Counter()
-    for stored in matches:
-        values = {facet_key(facet, value): value for value in stored.facets[facet]}
-        counts.update(values.keys())
-        spellings = values | spellings
-    found = sorted(((spellings[key], count) for key, count in counts.items()), key=lambda value: (-value[1], value[0]))
-    return dict(found[:FACET_VALUES])
 
 
 def similar(snapshot: Snapshot, uri: str, limit: int) -> tuple[Hit, ...]:
@@ -370,6 +377,11 @@ def _filters(schema: tantivy.Schema, query: Query) -> dict[str, Q]:
         filters["columns"] = _all_of([term("columns", text.key(value)) for value in text.columns(query.fields)])
     if query.structures:
         filters["structure"] = _any_of([term("structure", cut(value)) for value in query.structures])
+    if query.uris:
+        filters["uris"] = _any_of([term("id", text.clean(uri)) for uri in query.uris])
+    if query.without:
+        others = [(Occur.MustNot, term("id", text.clean(uri))) for uri in query.without]
+        filters["without"] = Q.boolean_query([(Occur.Must, Q.all_query()), *others])
     one_of: dict[Facet, tuple[str, ...]] = {
         "license": query.licenses,
         "schema": query.schemas,
