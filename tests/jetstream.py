@@ -147,12 +147,13 @@ class Hosted(Repo):
 
 
 class Host:
-    """A PDS of *repos*, the directory of their DIDs, and what a relay lists. Waits while it is not `open`."""
+    """A PDS of *repos*, the directory of their DIDs, and of a relay what it `lists`. Waits while it is not `open`."""
 
     def __init__(self, repos: Sequence[Hosted]) -> None:
         self.repos = {repo.did: repo for repo in repos}
         self.open = threading.Event()
         self.open.set()
+        self.lists = True
         self.web = Web("")
 
     def asked_for(self, method: str) -> list[dict[str, list[str]]]:
@@ -167,7 +168,7 @@ class Host:
         query = parse_qs(url.query)
         method = url.path.removeprefix("/xrpc/")
         if method == "com.atproto.sync.listReposByCollection":
-            return _json({"repos": []})
+            return _json({"repos": []}) if self.lists else Reply(status=404)
         self.open.wait(30)
         repo = self.repos.get(query["did"][0])
         if repo is None or repo.rev is None:

@@ -13,12 +13,23 @@ from hashlib import sha256
 
 from psycopg import AsyncConnection
 
+from atdata.errors import NetworkError
 from atdata_backend.search.base import Document, SearchEngine
 from atdata_indexer.backfill import Backfill, FetchFailed, RepoUnavailable, Snapshot
-from atdata_indexer.events import Rejected, RelayError, RelayInfo, Scope, read_record
+from atdata_indexer.events import RecordWritten, Rejected, RelayError, RelayInfo, Scope, read_record
 from atdata_indexer.feed import documents, schema_documents
 from atdata_indexer.jetstream import parse_any
-from atdata_indexer.store import Holdings, Quarantined, datasets, holdings, schemas, tracked, uris_of
+from atdata_indexer.store import (
+    Holdings,
+    Quarantined,
+    altered,
+    datasets,
+    holdings,
+    miscounted,
+    schemas,
+    tracked,
+    uris_of,
+)
 
 # Looks at what differs, and the seconds between them.
 _LOOKS = 4
@@ -40,7 +51,8 @@ class Difference:
 class Report:
     """What a comparison came to. ``unreachable`` maps DIDs to why their hosts could not be asked, the last time.
 
-    ``hosted`` maps those that differ to what their hosts say of them: active, or why not.
+    ``hosted`` maps those that differ to what their hosts say of them: active, or why not. ``unlisted`` is why the relay
+    could not tell which repositories there are: then those compared are the ones that the index knows.
     """
 
     repositories: int = 0
@@ -49,6 +61,7 @@ class Report:
     differences: list[Difference] = field(default_factory=list)
     unreachable: dict[str, str] = field(default_factory=dict)
     hosted: dict[str, str] = field(default_factory=dict)
+    unlisted: str | None = None
 
 
 async def compare(
@@ -66,30 +79,43 @@ async def compare(
     report = Report(len(dids))
     waiting: Collection[str] = dids
     differing: dict[str, list[Difference]] = {}
+    records: dict[str, int] = {}
+    before: Collection[Difference] | None = None
     for look in range(_LOOKS):
         if look:
             await asyncio.sleep(_PAUSE)
-        async for did, found in _repositories(connection, backfill, waiting, report, is_first=not look):
+        async for did, found in _repositories(connection, backfill, waiting, report, records):
             # What a look found stands until another has seen otherwise.
             if found is not None:
                 differing[did] = found
             if not look:
                 progress()
         waiting = sorted(did for did, found in differing.items() if found)
-        report.documents, unsearchable = await _search(connection, engine)
-        report.differences = [difference for did in waiting for difference in differing[did]] + unsearchable
+        report.documents, derived = await _search(connection, engine)
+        derived += [
+            Difference(f"at://{did}", "has other numbers of records than are counted here")
+            for did in await miscounted(connection)
+        ]
+        # While others publish, something is always on its way: what stays so is not.
+        lasting = [difference for difference in derived if before is None or difference in before]
+        before = set(derived)
+        report.differences = [difference for did in waiting for difference in differing[did]] + lasting
         if not report.differences:
             break
+    report.records = sum(records.values())
     mentioned = {did_of(difference.uri) for difference in report.differences}
     report.hosted = {did: status for did, status in report.hosted.items() if did in mentioned}
     return report
 
 
-async def followed(connection: AsyncConnection, backfill: Backfill) -> list[str]:
-    """The repositories that the index follows, and those that it should."""
+async def followed(connection: AsyncConnection, backfill: Backfill) -> tuple[list[str], str | None]:
+    """The repositories that the index follows and those that it should, and why the relay could not tell of these."""
     held = await tracked(connection)
     known = set(held)
-    return held + [did async for did in backfill.discover() if did not in known]
+    try:
+        return held + [did async for did in backfill.discover() if did not in known], None
+    except NetworkError as e:
+        return held, str(e)
 
 
 def read_again(entry: Quarantined, scope: Scope) -> set[str] | None:
@@ -110,7 +136,7 @@ def did_of(uri: str) -> str:
 
 
 async def _repositories(
-    connection: AsyncConnection, backfill: Backfill, dids: Collection[str], report: Report, *, is_first: bool
+    connection: AsyncConnection, backfill: Backfill, dids: Collection[str], report: Report, records: dict[str, int]
 ) -> AsyncIterator[tuple[str, list[Difference] | None]]:
     """What differs of each of *dids*; None where its host could not be asked."""
     async for result in backfill.run(dids):
@@ -120,14 +146,16 @@ async def _repositories(
             yield result.did, None
             continue
         held = await holdings(connection, result.did)
-        if is_first:
-            report.records += len(held.records)
+        records[result.did] = len(held.records)
         if isinstance(result, RepoUnavailable):
             report.hosted[result.did] = result.status
             yield result.did, list(_compare_gone(result, held))
         else:
             report.hosted[result.did] = "active"
-            yield result.did, list(_compare(result, held))
+            found = list(_compare(result, held))
+            for collection, rkey in sorted(await altered(connection, result.did, _written(result))):
+                found.append(Difference(f"at://{result.did}/{collection}/{rkey}", "is not what its CID says here"))
+            yield result.did, found
 
 
 def _compare(snapshot: Snapshot, held: Holdings) -> Iterator[Difference]:
@@ -137,7 +165,7 @@ def _compare(snapshot: Snapshot, held: Holdings) -> Iterator[Difference]:
             yield Difference(repository, "is not followed")
         return
     if held.status != "active":
-        yield Difference(repository, f"is {held.status} here, and its host gives it out")
+        yield Difference(repository, f"is {held.status} here, active at its host")
     if held.rev is not None and held.rev != snapshot.rev:
         yield Difference(repository, f"is at {held.rev} here, at {snapshot.rev} at its host")
     left = dict(held.records)
@@ -158,6 +186,14 @@ def _compare(snapshot: Snapshot, held: Holdings) -> Iterator[Difference]:
         yield Difference(f"{repository}/{collection}/{rkey}", "is here, and not at its host")
 
 
+def _written(snapshot: Snapshot) -> Iterator[RecordWritten]:
+    """What would be written of a repository now."""
+    for record in snapshot.records:
+        written = read_record(*record)
+        if isinstance(written, RecordWritten):
+            yield written
+
+
 def _compare_gone(gone: RepoUnavailable, held: Holdings) -> Iterator[Difference]:
     if held.status == "active":
         yield Difference(f"at://{gone.did}", f"is shown here, and {gone.status} at its host")
@@ -174,10 +210,10 @@ async def _search(connection: AsyncConnection, engine: SearchEngine) -> tuple[in
     async for document in _documents(connection):
         stamp = stamps.pop(document.uri, None)
         if stamp is None:
-            differences.append(Difference(document.uri, "cannot be searched for"))
+            differences.append(Difference(document.uri, "is missing in search"))
         elif stamp != document.stamp:
-            differences.append(Difference(document.uri, "is searched for as it was before"))
-    differences += [Difference(uri, "can be searched for, and is not shown") for uri in stamps]
+            differences.append(Difference(document.uri, "is in search as something older"))
+    differences += [Difference(uri, "is in search, and is not to be shown") for uri in stamps]
     return count, differences
 
 

@@ -94,10 +94,11 @@ def repair(dids: tuple[str, ...]) -> None:
     """
     settings = IndexerSettings.load()
     report = asyncio.run(_compare(settings, _checked(dids)))
-    if report.differences:
+    if found := len(report.differences):
         _print(report)
         asyncio.run(_mend(settings, report))
         report = asyncio.run(_compare(settings, dids))
+        click.echo(f"{found - len(report.differences)} of {_count(found, 'difference')} mended")
     _print(report)
     sys.exit(_exit_status(report))
 
@@ -174,7 +175,7 @@ def quarantine_replay(numbers: tuple[int, ...], reason: str | None) -> None:
         raise click.UsageError("name what to replay: numbers as in `atdata index quarantine ls`, or --reason")
     settings = IndexerSettings.load()
     replayed, kept, dids = asyncio.run(_replay(settings, list(numbers), reason))
-    click.echo(f"{replayed} understood by now, {kept} still not; {len(dids)} repositories are being read again.")
+    click.echo(f"{replayed} understood by now, {kept} still not; {_count(len(dids), 'repository')} to be read again.")
 
 
 @click.command()
@@ -201,9 +202,13 @@ async def _compare(settings: IndexerSettings, dids: Sequence[str]) -> audit.Repo
             await connection.set_autocommit(True)
             resolver = Resolver(client, plc_url=settings.plc_url, allow_private=settings.allow_private_hosts)
             backfill = Backfill(client, resolver, relay_url=http_url(settings.relays[0]), prefixes=settings.prefixes)
-            everything = dids or await audit.followed(connection, backfill)
+            unlisted = None
+            everything: Sequence[str] = dids
+            if not dids:
+                everything, unlisted = await audit.followed(connection, backfill)
             with click.progressbar(length=len(everything), label="Repositories", file=sys.stderr) as bar:
                 report = await audit.compare(connection, backfill, engine, everything, progress=lambda: bar.update(1))
+            report.unlisted = unlisted
             if not dids:
                 await note_sweep(
                     connection,
@@ -222,14 +227,27 @@ def _print(report: audit.Report) -> None:
         click.echo(printable(f"{difference.uri} {difference.what}"))
     for did, reason in report.unreachable.items():
         click.echo(printable(f"at://{did} could not be compared: {reason}"))
-    found = f"{len(report.differences) or 'no'} difference{'' if len(report.differences) == 1 else 's'}"
+    if report.unlisted:
+        click.echo(printable(f"the relay cannot tell whether there are others: {report.unlisted}"))
+    found = f"{_count(len(report.differences), 'difference')}"
     if report.unreachable:
-        found += f" in what could be compared, {len(report.unreachable)} repositories could not"
-    click.echo(f"{report.repositories} repositories, {report.records} records, {report.documents} in search: {found}")
+        found += f" in what could be compared, {_count(len(report.unreachable), 'repository')} could not"
+    compared = [
+        _count(report.repositories, "repository"),
+        _count(report.records, "record"),
+        f"{_count(report.documents, 'document')} in search",
+    ]
+    click.echo(f"{', '.join(compared)}: {found}")
+
+
+def _count(number: int, noun: str) -> str:
+    """*number* in words that fit: ``1 repository``, ``2 repositories``, ``no records``."""
+    plural = noun.removesuffix("y") + "ies" if noun.endswith("y") else noun + "s"
+    return f"{number or 'no'} {noun if number == 1 else plural}"
 
 
 def _exit_status(report: audit.Report) -> int:
-    return 1 if report.differences else 3 if report.unreachable else 0
+    return 1 if report.differences else 3 if report.unreachable or report.unlisted else 0
 
 
 async def _mend(settings: IndexerSettings, report: audit.Report) -> None:
@@ -239,7 +257,7 @@ async def _mend(settings: IndexerSettings, report: audit.Report) -> None:
         await mend(connection, report.hosted, uris)
         if not await is_indexer_running(connection):
             raise click.ClickException("no indexer is running on this database: the next one that starts will mend it")
-        click.echo(f"The indexer reads {len(report.hosted)} repositories again …", err=True)
+        click.echo(f"The indexer reads {_count(len(report.hosted), 'repository')} again …", err=True)
         left: list[str] = []
         try:
             async with asyncio.timeout(_MENDING):

@@ -146,6 +146,7 @@ class _Session:
         self._gap: str | None = None  # what may be missing before the frames to be applied next
         self._leaps = 0
         self._directory: str | None = None  # what is wrong with the directory of did:plc
+        self._unlisted: str | None = None  # why nobody tells which repositories there are
         self._frames = self._commits = self._written = self._deleted = self._quarantined = 0
         self._resyncing: set[str] = set()
         self._to_resolve = asyncio.Event()
@@ -396,9 +397,11 @@ class _Session:
                         dids = []
                 found += await self._follow(dids)
                 logger.info("discovery: %d new repositories", found)
+                self._unlisted = None
                 await asyncio.sleep(_DISCOVER)
             except NetworkError as e:
                 logger.warning("discovery failed: %s; trying again in a minute", e)
+                self._unlisted = f"the relay does not say which repositories there are, so some may be missing: {e}"
                 await asyncio.sleep(60)
 
     async def _follow(self, dids: list[str]) -> int:
@@ -589,7 +592,7 @@ class _Session:
                 "source": self._settings.source,
                 "relay": self._source.host,
                 "connected": self._stream.connected,
-                "trouble": self._stream.trouble or self._feed.trouble or self._directory,
+                "trouble": self._stream.trouble or self._feed.trouble or self._directory or self._unlisted,
                 "seq": self._seq,
                 "lagSeconds": None if self._lag is None else round(self._lag, 3),
                 "framesPerSecond": round(rate, 1),

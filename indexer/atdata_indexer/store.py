@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 # Any constant, as long as every version of the indexer uses the same one.
 _WRITER_LOCK = 0x61746978
 
+# Why a repository is read again that a comparison found fault with: then nothing of it is believed.
+_DIFFERED = "it differed from its host"
+
 #: An outbox row with this for a URI asks for a comparison of the engine with Postgres, and for all to be fed again.
 REBUILD = "*"
 
@@ -373,16 +376,24 @@ class Store:
         # Reading is work for the processor, done before anybody has to wait for the transaction.
         async with self._alone() as connection:
             held = await self._cids(connection, did)
+            known = (await self._held(connection, [did])).get(did, Repository())
         reader = RecordReader(_MAX_REPOSITORY_JSON)
+        is_doubted = known.desynced == _DIFFERED
+        same: list[RecordWritten] = []
         size = 0
         for record in snapshot.records:
-            if held.get((record.collection, record.rkey)) != record.cid:
-                reader.read(*record)
-                size += len(record.block)
-                if size > _READ_AT_ONCE:
-                    size = 0
-                    await asyncio.sleep(0)  # others' turn
+            is_same = held.get((record.collection, record.rkey)) == record.cid
+            if is_same and not is_doubted:
+                continue
+            written = reader.read(*record)
+            if is_same and isinstance(written, RecordWritten):
+                same.append(written)
+            size += len(record.block)
+            if size > _READ_AT_ONCE:
+                size = 0
+                await asyncio.sleep(0)  # others' turn
         async with self._alone() as connection, connection.transaction():
+            wrong = await altered(connection, did, same)
             known = (await self._held(connection, [did])).get(did, Repository())
             latest = max(known.rev or "", known.wanted or "")
             if latest > snapshot.rev and not await self._is_set_back(connection, snapshot):
@@ -392,7 +403,7 @@ class Store:
             changes = Changes()
             rejected = []
             for collection, rkey, cid, block in snapshot.records:
-                if held.pop((collection, rkey), None) == cid:
+                if held.pop((collection, rkey), None) == cid and (collection, rkey) not in wrong:
                     continue
                 written = reader.read(collection, rkey, cid, block)
                 if isinstance(written, RecordWritten):
@@ -1164,6 +1175,34 @@ ON CONFLICT (uri) DO UPDATE SET
 WHERE records.cid <> excluded.cid OR excluded.verified_at IS NOT NULL
 """
 
+# What would be written of records that are here with the same CID, and is not what is here.
+_ALTERED = """
+SELECT r.collection, r.rkey
+FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
+            %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[])
+     t (did, collection, rkey, kind, cid, rev, record, commit_cid, key, problems, name, version,
+        schema_ref, tags, source_schema, target_schema, dataset_ref)
+JOIN records r ON r.uri = 'at://' || t.did || '/' || t.collection || '/' || t.rkey AND r.cid = t.cid
+WHERE (r.kind, r.record, r.problems, r.name, r.version, r.schema_ref, r.tags, r.source_schema, r.target_schema,
+       r.dataset_ref)
+    IS DISTINCT FROM (t.kind, t.record::jsonb, t.problems::text[], t.name, t.version, t.schema_ref, t.tags::text[],
+                      t.source_schema, t.target_schema, t.dataset_ref)
+"""
+
+# Triggers keep the table, see migration 0007: these are for who does not trust that nobody else wrote to it.
+_COUNTED: LiteralString = """
+SELECT did, count(*) FILTER (WHERE kind = 'dataset') AS datasets, count(*) FILTER (WHERE kind = 'schema') AS schemas,
+       count(*) FILTER (WHERE kind = 'lens') AS lenses, count(*) FILTER (WHERE kind = 'label') AS labels,
+       min(indexed_at) AS since, max(indexed_at) AS indexed_at
+FROM records WHERE kind IS NOT NULL
+"""
+_COUNT_PUBLISHERS: LiteralString = f"INSERT INTO publishers {_COUNTED} AND did = ANY(%s) GROUP BY did"
+_MISCOUNTED: LiteralString = f"""
+SELECT did FROM publishers p FULL JOIN ({_COUNTED} GROUP BY did) c USING (did)
+WHERE (p.datasets, p.schemas, p.lenses, p.labels) IS DISTINCT FROM (c.datasets, c.schemas, c.lenses, c.labels)
+ORDER BY did
+"""  # noqa: S608 - constants
+
 _CONFIRMATIONS = """
 INSERT INTO confirmations AS c (did, collection, rkey, rev)
 SELECT did, collection, rkey, rev
@@ -1362,6 +1401,36 @@ async def holdings(connection: AsyncConnection, did: str) -> Holdings:
     )
 
 
+async def altered(connection: AsyncConnection, did: str, written: Iterable[RecordWritten]) -> set[tuple[str, str]]:
+    """Which of the records *written* of *did* are held under the same CID, and yet as something else.
+
+    Whoever changed them did so in the database, or another version of this program read them otherwise.
+    """
+    found: set[tuple[str, str]] = set()
+
+    async def look(records: list[RecordWritten]) -> None:
+        rows = [_row(did, Written(record, "", None, None)) for record in records]
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        found.update(await (await connection.execute(_ALTERED, columns)).fetchall())
+
+    waiting: list[RecordWritten] = []
+    size = 0
+    for record in written:
+        if waiting and size + len(record.json) > _MAX_STATEMENT_JSON:
+            await look(waiting)
+            waiting, size = [], 0
+        waiting.append(record)
+        size += len(record.json)
+    if waiting:
+        await look(waiting)
+    return found
+
+
+async def miscounted(connection: AsyncConnection) -> list[str]:
+    """The DIDs of publishers whose records are counted wrongly."""
+    return [did for (did,) in await (await connection.execute(_MISCOUNTED)).fetchall()]
+
+
 async def mend(connection: AsyncConnection, hosted: Mapping[str, str | None], uris: Collection[str]) -> None:
     """Have repositories read anew, known before or not, and search look at *uris*.
 
@@ -1377,7 +1446,6 @@ async def mend(connection: AsyncConnection, hosted: Mapping[str, str | None], ur
 
 
 async def _mend(connection: AsyncConnection, hosted: Mapping[str, str | None], uris: Collection[str]) -> None:
-    why = "it differed from its host"
     async with connection.transaction():
         # Whoever changes records or accounts takes turns (see the table `changes`), with rows of repositories in hand:
         # where the indexer does, too, it is this that gives way, before Postgres makes one of the two do so.
@@ -1387,15 +1455,19 @@ async def _mend(connection: AsyncConnection, hosted: Mapping[str, str | None], u
             " desynced_at = clock_timestamp(), resync_at = now(), resync_tries = 0, purge_at = CASE"
             " WHEN t.status IS NULL THEN purge_at WHEN t.status = 'not-found' THEN now() END"
             " FROM unnest(%s::text[], %s::text[]) t (did, status) WHERE r.did = t.did",
-            [why, list(hosted), list(hosted.values())],
+            [_DIFFERED, list(hosted), list(hosted.values())],
         )
         await connection.execute(
             "INSERT INTO repositories (did, status, desynced) SELECT did, coalesce(status, 'active'), %s"
             " FROM unnest(%s::text[], %s::text[]) t (did, status) ON CONFLICT DO NOTHING",
-            [why, list(hosted), list(hosted.values())],
+            [_DIFFERED, list(hosted), list(hosted.values())],
         )
         await connection.execute(_OUTBOX_OF_REPOSITORIES, [list(hosted)])
         await connection.execute(_OUTBOX, [list(uris)])
+        # With nobody counting meanwhile, or what is counted now would be counted twice.
+        await connection.execute("LOCK TABLE publishers IN EXCLUSIVE MODE")
+        await connection.execute("DELETE FROM publishers WHERE did = ANY(%s)", [list(hosted)])
+        await connection.execute(_COUNT_PUBLISHERS, [list(hosted)])
 
 
 async def unmended(connection: AsyncConnection, dids: Collection[str], uris: Collection[str]) -> list[str]:

@@ -380,6 +380,35 @@ async def test_metrics_count_requests(ask: Asker) -> None:
     assert "atdata_appview_ready 1" in text
 
 
+async def test_metrics_tell_of_the_indexer(ask: Asker, database_url: str) -> None:
+    """What an alert asks for, whether the indexer runs or not."""
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "INSERT INTO indexer_status (status, updated_at)"
+            """ VALUES ('{"connected": false, "lagSeconds": 7.5}', now() - interval '1 hour')"""
+        )
+        connection.execute("INSERT INTO repositories (did, status) VALUES (%s, 'takendown')", [ALICE])
+        connection.execute(
+            "INSERT INTO sweeps (reason, started_at, finished_at, checked, differing, unreachable)"
+            " VALUES ('a test', now(), now(), 5, 2, 1)"
+        )
+    found = dict(line.split(" ") for line in (await ask.client.get("/metrics")).text.splitlines() if line[0] != "#")
+    assert float(found["atdata_indexer_seen_seconds"]) >= 3600
+    assert {name: float(found[f"atdata_{name}"]) for name in EXPECTED} == EXPECTED
+
+
+EXPECTED = {
+    "indexer_connected": 0,
+    "indexer_lag_seconds": 7.5,
+    "repositories_active": 0,
+    "repositories_hidden": 1,
+    "repositories_desynchronized": 0,
+    "quarantined": 0,
+    "sweep_differing": 2,
+    "sweep_unreachable": 1,
+}
+
+
 async def test_every_method_is_described(ask: Asker) -> None:
     """Handlers, lexicons, the page and the OpenAPI document have the same methods; references lead somewhere."""
     assert set(METHODS) == {query.nsid for query in load_lexicons().queries()}

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from frames import DATASET, DID, block, cid, dataset, multikey, rev
 
+from atdata.errors import NetworkError
 from atdata_backend.identity import Identity
 from atdata_backend.search.tantivy import TantivyEngine
 from atdata_indexer import audit, commands
@@ -85,8 +86,59 @@ async def test_nothing_compared_is_no_success(
     assert commands._exit_status(report) == 3
     assert capsys.readouterr().out.splitlines() == [
         f"at://{DID} could not be compared: no answer",
-        "1 repositories, 0 records, 0 in search: no differences in what could be compared, 1 repositories could not",
+        "1 repository, no records, no documents in search: "
+        "no differences in what could be compared, 1 repository could not",
     ]
+
+
+async def test_what_is_on_its_way_to_search_is_no_difference(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While others publish, each look finds another record that search does not have yet."""
+    looks = iter(["a", "b", "b"])
+
+    async def search(connection: Any, engine: Any) -> tuple[int, list[audit.Difference]]:
+        return 1, [audit.Difference(f"at://{DID}/{DATASET}/{next(looks)}", "is missing in search")]
+
+    monkeypatch.setattr(audit, "_search", search)
+    same = Snapshot(DID, rev(1), SNAPSHOT.data, (), SNAPSHOT.commit, SNAPSHOT.identity)
+    assert (await compare(database_url, tmp_path, Hosts(same))).differences == []
+
+
+async def test_what_stays_missing_in_search_is_a_difference(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is looked for."""
+    missing = audit.Difference(f"at://{DID}/{DATASET}/a", "is missing in search")
+
+    async def search(connection: Any, engine: Any) -> tuple[int, list[audit.Difference]]:
+        return 1, [missing]
+
+    monkeypatch.setattr(audit, "_search", search)
+    same = Snapshot(DID, rev(1), SNAPSHOT.data, (), SNAPSHOT.commit, SNAPSHOT.identity)
+    assert (await compare(database_url, tmp_path, Hosts(same))).differences == [missing]
+
+
+async def test_without_the_relay_what_is_known_is_compared(
+    database_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which repositories there are besides is said to be unknown, with an exit status of its own."""
+
+    class Unlisted:
+        async def discover(self) -> AsyncIterator[str]:
+            raise NetworkError("relay.example: connection refused")
+            yield ""
+
+    store = await Store.open(database_url, "relay.example")
+    await store.discovered([DID])
+    await store.close()
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
+        dids, why = await audit.followed(connection, Unlisted())  # type: ignore[arg-type]
+    assert (dids, why) == ([DID], "relay.example: connection refused")
+    report = audit.Report(repositories=1, unlisted=why)
+    commands._print(report)
+    assert "relay.example: connection refused" in capsys.readouterr().out
+    assert commands._exit_status(report) == 3
 
 
 async def test_a_repair_ends(

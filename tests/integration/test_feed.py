@@ -165,10 +165,10 @@ async def test_a_comparison_sees_datasets_and_schemas(
     engine.schemas.apply([ghost, old], [f"at://{DID}/{SCHEMA}/lost"])
     engine.apply([], [f"at://{DID}/{DATASET}/1"])
     assert await differences() == {
-        ("1", "cannot be searched for"),
-        ("lost", "cannot be searched for"),
-        ("old", "is searched for as it was before"),
-        ("ghost", "can be searched for, and is not shown"),
+        ("1", "is missing in search"),
+        ("lost", "is missing in search"),
+        ("old", "is in search as something older"),
+        ("ghost", "is in search, and is not to be shown"),
     }
     await request_rebuild(database_url)
     assert await differences() == set()

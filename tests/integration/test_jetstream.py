@@ -335,6 +335,16 @@ def first() -> bytes:
 STATES = "SELECT rkey, name, verified_at IS NOT NULL FROM records ORDER BY rkey"
 
 
+async def test_who_is_there_that_nobody_tells(database_url: str, tmp_path: Path, repo: Hosted) -> None:
+    """Without a list of repositories some may be missing, which the status says."""
+    async with jetstream([first()]) as source:
+        with host(repo) as there:
+            there.lists = False
+            async with indexer(database_url, [source], there, tmp_path) as task:
+                told = "SELECT status->>'trouble' FROM indexer_status"
+                await until(lambda: "which repositories there are" in str(rows(database_url, told)), task)
+
+
 async def test_shown_at_once_and_proven_a_moment_later(database_url: str, tmp_path: Path, repo: Hosted) -> None:
     """A record is there before its host was asked, verified when it has answered, and found in search."""
     async with jetstream([first()]) as source:

@@ -73,7 +73,7 @@ def test_what_differs_is_found_and_mended(system: System, network: Network, acco
         f"{uris['changed']} is bafyreialtered here",
         "is not verified here",
         "/invented is here, and not at its host",
-        f"at://{other.did} is takendown here, and its host gives it out",
+        f"at://{other.did} is takendown here, active at its host",
         f"at://{gone.did} is shown here, and deactivated at its host",
     ):
         assert expected in said, said
@@ -85,6 +85,42 @@ def test_what_differs_is_found_and_mended(system: System, network: Network, acco
     assert system.get("/xrpc/ac.foundation.dataset.getRecord", uri=f"at://{account.did}/{DATASET}/invented").is_error
 
 
+def test_what_was_written_into_the_database_is_found_and_mended(system: System, account: Account) -> None:
+    """Where a record has its CID, and what it says, what was read of it, or how many there are, was changed by hand."""
+    before = system.query("getStatus")["records"]["dataset"]
+    names = ("text", "address", "column", "untouched")
+    uris = {name: account.create_record(DATASET, dataset(name))["uri"] for name in names}
+    system.until(lambda: system.query("getStatus")["records"]["dataset"] == before + 4, "them all")
+    system.settled()
+    execute(
+        system,
+        """UPDATE records SET record = jsonb_set(record, '{description}', '"not what was published"') WHERE uri = %s""",
+        uris["text"],
+    )
+    execute(
+        system,
+        """UPDATE records SET record = jsonb_set(record, '{storage,urls}', '["https://evil.example/x"]')"""
+        " WHERE uri = %s",
+        uris["address"],
+    )
+    execute(system, "UPDATE records SET name = 'altered', problems = '{fake}' WHERE uri = %s", uris["column"])
+    execute(system, "UPDATE publishers SET datasets = 99 WHERE did = %s", account.did)
+
+    code, said = index(system, "verify", "--repo", account.did)
+    assert code == 1, said
+    for name in ("text", "address", "column"):
+        assert f"{uris[name]} is not what its CID says here" in said, said
+    assert uris["untouched"] not in said
+    assert f"at://{account.did} has other numbers of records than are counted here" in said, said
+
+    code, said = index(system, "repair", "--repo", account.did)
+    assert (code, "5 of 5 differences mended" in said) == (0, True), said
+    assert "description" not in system.query("getRecord", uri=uris["text"])["record"]
+    assert "evil" not in str(system.query("getRecord", uri=uris["address"]))
+    assert system.sql("SELECT name FROM records WHERE uri = %s", uris["column"]) == [("column",)]
+    assert system.sql("SELECT datasets FROM publishers WHERE did = %s", account.did) == [(4,)]
+
+
 def test_search_is_compared_with_postgres(system: System, account: Account) -> None:
     """A document as it was before, and one that is not there: both are named, and fed again."""
     uri = account.create_record(DATASET, dataset("Stale"))["uri"]
@@ -92,7 +128,7 @@ def test_search_is_compared_with_postgres(system: System, account: Account) -> N
     system.settled()
     execute(system, "UPDATE repositories SET handle = 'other.test' WHERE did = %s", account.did)
     code, said = index(system, "verify", "--repo", account.did)
-    assert (code, f"{uri} is searched for as it was before" in said) == (1, True), said
+    assert (code, f"{uri} is in search as something older" in said) == (1, True), said
     code, said = index(system, "repair", "--repo", account.did)
     assert (code, "no differences" in said) == (0, True), said
 

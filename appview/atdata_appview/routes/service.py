@@ -13,7 +13,7 @@ from atdata import __version__
 from atdata.errors import ConfigError, NetworkError
 from atdata_appview import docs
 from atdata_appview.errors import NotFound
-from atdata_appview.models import to_json
+from atdata_appview.models import Status, to_json
 from atdata_appview.replies import cacheable
 from atdata_appview.services import Services
 
@@ -73,11 +73,33 @@ async def metrics(request: Request) -> Response:
             gauges["atdata_lens_graph_schemas"] = ("Schemas in the lens graph.", services.graph.schemas)
             gauges["atdata_lens_graph_nodes"] = ("Structures in it, and schemas without one.", services.graph.nodes)
             gauges["atdata_lens_graph_lenses"] = ("Lenses in the lens graph.", services.graph.lenses)
-        if status.lag is not None:
-            gauges["atdata_indexer_lag_seconds"] = ("How far the indexer is behind the network.", status.lag)
+        gauges |= _of_the_indexer(status)
     return PlainTextResponse(
         services.metrics.render(gauges), media_type="text/plain; version=0.0.4", headers={"Cache-Control": "no-store"}
     )
+
+
+def _of_the_indexer(status: Status) -> dict[str, tuple[str, float]]:
+    repositories, sweep = status.repositories, status.sweep
+    gauges: dict[str, tuple[str, float]] = {
+        "atdata_repositories_active": ("Repositories that are shown.", repositories["active"]),
+        "atdata_repositories_hidden": ("Repositories of accounts that are not active.", repositories["hidden"]),
+        "atdata_repositories_desynchronized": ("Repositories to be read anew.", repositories["desynchronized"]),
+        "atdata_quarantined": ("Times that something could not be understood.", sum(status.quarantine.values())),
+    }
+    if status.indexer is not None and status.indexer_seen_at is not None:
+        connected = int(bool(status.indexer.get("connected")))
+        seen = max(0.0, time.time() - status.indexer_seen_at.timestamp())
+        gauges["atdata_indexer_connected"] = ("Whether the indexer, when last heard of, read its relay.", connected)
+        gauges["atdata_indexer_seen_seconds"] = ("Since the indexer last reported.", round(seen, 1))
+    if status.lag is not None:
+        gauges["atdata_indexer_lag_seconds"] = ("How far the indexer is behind the network.", status.lag)
+    if sweep is not None and sweep.finished_at is not None:
+        finished = sweep.finished_at.timestamp()
+        gauges["atdata_sweep_finished_timestamp_seconds"] = ("When all was last compared with its hosts.", finished)
+        gauges["atdata_sweep_differing"] = ("Repositories that differed then.", sweep.differing)
+        gauges["atdata_sweep_unreachable"] = ("Repositories that could not be compared then.", sweep.unreachable)
+    return gauges
 
 
 async def openapi(request: Request) -> Response:
