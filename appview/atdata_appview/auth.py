@@ -13,7 +13,8 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
@@ -23,7 +24,7 @@ import orjson
 
 from atdata import syntax
 from atdata.errors import NetworkError
-from atdata_appview.errors import AuthenticationRequired
+from atdata_appview.errors import AuthenticationRequired, Unavailable
 from atdata_appview.store import Store
 from atdata_backend.identity import IdentityError, Resolver
 from atdata_backend.signatures import BadSignature, check_bytes, jwt_algorithm
@@ -118,8 +119,11 @@ _KEY_PATIENCE: Final = 30.0
 # Some 3 MB of keys, and as much of tokens. Of more, the oldest are forgotten.
 _MAX_KEYS: Final = 10_000
 _MAX_USED: Final = 50_000
-# Documents that are read at a time: whose hosts do not answer must not use up all connections.
+# Documents that are read at a time, of each method: hosts that do not answer must not use up all connections, nor those
+# that strangers name (did:web) keep anyone from the directory (did:plc).
 _MAX_READING: Final = 20
+# Seconds that reading a document may take, and waiting for a turn to.
+_READING: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,7 @@ class Authenticator:
         self._resolver = resolver
         self._clock = clock
         self._keys: dict[str, _Key] = {}
-        self._reading = asyncio.Semaphore(_MAX_READING)
+        self._reading = {method: asyncio.Semaphore(_MAX_READING) for method in ("plc", "web")}
         self._used: dict[bytes, float] = {}
 
     async def issuer(self, text: str, method: str) -> str:
@@ -189,13 +193,14 @@ class Authenticator:
 
     async def _fresh_key(self, did: str) -> str | None:
         """The key as the DID document has it, which was read a moment ago at most."""
-        async with self._reading:
+        async with self._turn(did):
             known = self._keys.get(did)
             if known is not None and known.read_at is not None and self._clock() - known.read_at < _KEY_PATIENCE:
                 return known.value
             try:
-                key = (await self._resolver.document(did)).signing_key
-            except (IdentityError, NetworkError) as error:
+                async with asyncio.timeout(_READING):
+                    key = (await self._resolver.document(did)).signing_key
+            except (IdentityError, NetworkError, TimeoutError) as error:
                 # Not for the answer: what is in our network is nobody's business.
                 log.info("the key of an issuer cannot be read: %s", error)
                 # A directory that is down takes no key away.
@@ -203,6 +208,20 @@ class Authenticator:
             now = self._clock()
             self._keep(did, _Key(key, now, now))
             return key
+
+    @asynccontextmanager
+    async def _turn(self, did: str) -> AsyncIterator[None]:
+        """One of those that read documents of the method of *did*. Raises Unavailable when there are too many."""
+        turns = self._reading.get(did.split(":")[1], self._reading["web"])
+        try:
+            async with asyncio.timeout(_READING):
+                await turns.acquire()
+        except TimeoutError:
+            raise Unavailable("too many keys of issuers are being read; try again in a minute") from None
+        try:
+            yield
+        finally:
+            turns.release()
 
     def _keep(self, did: str, key: _Key) -> None:
         self._keys.pop(did, None)

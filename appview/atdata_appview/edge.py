@@ -41,6 +41,9 @@ _PREFLIGHT = {
     "Access-Control-Max-Age": "86400",
 }
 
+# A host of accounts may ask as often as so many clients.
+_ACCOUNTS_OF_HOST = 10
+
 _UNLIMITED = ("/xrpc/_health", "/metrics", "/static/")
 
 
@@ -51,6 +54,7 @@ class Edge:
         self.app = app
         self._metrics = metrics
         self._limiter = limiter
+        self._hosts = RateLimiter(_ACCOUNTS_OF_HOST * limiter.per_minute) if limiter else None
         self._page = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,7 +114,8 @@ class Edge:
     async def _admit(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
         """Let who asks in, and add to *headers* how often they still may. Raises RequestError.
 
-        An account has its own limit. Its PDS, which asks for thousands, pays only for tokens that are not valid.
+        An account has its own limit. Its PDS, which asks for thousands, pays in full for tokens that are not valid, and
+        for others a tenth: anybody can make accounts.
         """
         limiter = None if scope["path"].startswith(_UNLIMITED) else self._limiter
         address = scope["client"][0] if scope.get("client") else ""
@@ -118,8 +123,9 @@ class Edge:
         if limiter:
             headers += _rate_headers(limiter, address)
         issuer = await _issuer(scope)
-        if limiter and issuer:
+        if limiter and self._hosts and issuer:
             limiter.give_back(address)
+            _rate_headers(self._hosts, address)
             del headers[others:]
             headers += _rate_headers(limiter, issuer)
 

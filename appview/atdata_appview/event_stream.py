@@ -28,7 +28,7 @@ _TURN: Final = 100_000
 # Subscribers that read from the database at a time: requests need its connections, too.
 _READERS: Final = 2
 
-#: Subscribers at a time: altogether, and from one address. Each may hold some 5 MB while it catches up.
+#: Subscribers at a time: altogether, and from one address. Each may hold some 2 MB while it catches up.
 MAX_SUBSCRIBERS: Final = 100
 MAX_OF_ADDRESS: Final = 10
 

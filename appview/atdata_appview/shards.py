@@ -19,10 +19,16 @@ from atdata.errors import SourceError
 from atdata.network import is_public
 from atdata.sources import PublicS3Source, expand, scheme_of
 
+# Characters of URLs in brace notation, which is read letter by letter.
+_MAX_BRACED: Final = 50_000
+
 # Shards that brace notation may stand for, and braces in it, times shards: to write out more takes longer than others
 # should wait.
 _MAX_EXPANDED: Final = 10_000
 _MAX_WORK: Final = 50_000
+
+# Names that lead nowhere but within a network: RFC 6761, 6762 and 8375, and what routers use.
+_PRIVATE: Final = (".localhost", ".local", ".internal", ".home.arpa", ".lan", ".localdomain")
 
 _WEB: Final = frozenset({"http", "https"})
 _NETWORK: Final = _WEB | {"s3", "gs", "at"}
@@ -86,6 +92,8 @@ def shards_of(did: str, storage: Storage | None, *, allow_private: bool) -> Sequ
 
 
 def _expanded(urls: Sequence[str]) -> list[str]:
+    if sum(len(url) for url in urls if "{" in url or "\\" in url) > _MAX_BRACED:
+        raise SourceError(f"its URLs have more than {_MAX_BRACED:,} characters in brace notation")
     braces = [url.count("{") for url in urls]
     if sum(braces) > _MAX_EXPANDED:
         raise SourceError(f"its URLs have more than {_MAX_EXPANDED:,} braces")
@@ -115,10 +123,17 @@ def is_public_url(url: str) -> bool:
     >>> is_public_url("https://example.com/0.tar"), is_public_url("http://169.254.169.254/latest")
     (True, False)
     """
+    # Browsers and libraries read these in different ways: `http://127.0.0.1\\@example.com`, `http://%31%32%37.0.0.1`.
+    if any(c <= " " or c in "\\\x7f" for c in url):
+        return False
     try:
-        # As libraries do before they look a name up: `１２７.0.0.1` is an address.
-        host = normalize("NFKC", urlsplit(url).hostname or "").rstrip(".")
+        parts = urlsplit(url)
+        # As libraries do before they look a name up: `１２７.0.0.1` is an address, and a soft hyphen is nothing.
+        host = normalize("NFKC", parts.hostname or "").rstrip(".")
+        host = host if host.isascii() else host.encode("idna").decode()
     except ValueError:
+        return False
+    if "%" in parts.netloc:
         return False
     try:
         ip_address(host)
@@ -129,4 +144,4 @@ def is_public_url(url: str) -> bool:
         # As resolvers read addresses: `127.1`, `0x7f000001`.
         return is_public(socket.inet_ntoa(socket.inet_aton(host)))
     except (OSError, ValueError):
-        return "." in host and not host.endswith((".localhost", ".local", ".internal"))
+        return "." in host and not host.endswith(_PRIVATE)

@@ -101,11 +101,11 @@ _MAX_NAMED = 10_000
 # Looked through for names that are like another.
 _MAX_NAMES = 500
 
-# The index is on the first letters of the name.
+# The index is on the first letters of the name. Of a field that is longer than what it may be, the beginning will do.
 _NAMED: LiteralString = f"""
 SELECT r.uri, r.kind, r.collection, r.rkey, r.version,
-    CASE WHEN jsonb_typeof(r.record -> 'datasetUri') = 'string' THEN r.record ->> 'datasetUri' END,
-    CASE WHEN jsonb_typeof(r.record -> 'createdAt') = 'string' THEN r.record ->> 'createdAt' END
+    CASE WHEN jsonb_typeof(r.record -> 'datasetUri') = 'string' THEN left(r.record ->> 'datasetUri', 3000) END,
+    CASE WHEN jsonb_typeof(r.record -> 'createdAt') = 'string' THEN left(r.record ->> 'createdAt', 100) END
 FROM records r {_VISIBLE}
 WHERE r.did = %s AND r.kind IN ('label', 'dataset') AND left(r.name, 200) = left(%s, 200) AND r.name = %s
 ORDER BY r.id DESC LIMIT %s
@@ -159,7 +159,7 @@ SELECT pruned.seq, found.* FROM changes_pruned pruned LEFT JOIN (
     WINDOW before AS (ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 ) AS found ON true ORDER BY found.seq
 """
-_CHANGE_BYTES = 4_000_000
+_CHANGE_BYTES = 1_000_000
 _CHANGES_AT_ONCE = 200
 
 

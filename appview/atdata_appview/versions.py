@@ -17,6 +17,9 @@ from atdata.syntax import is_semver
 # As long as npm allows; a number of more digits than Python converts is beyond it, too.
 _MAX_LENGTH: Final = 256
 
+# What a range is made of, each of which is compared with every version.
+_MAX_PARTS: Final = 20
+
 _SEMVER = re.compile(r"(\d+)\.(\d+)\.(\d+)(?:-([^+]+))?")
 
 
@@ -69,13 +72,14 @@ def in_range(versions: Iterable[SchemaVersion], text: str) -> Versions:
 
 def _range(text: str) -> Any:
     try:
-        if not text.isascii():
+        if not text.isascii() or len(re.split(r"\|\||[\s,]+", text)) > _MAX_PARTS:
             raise ValueError
         # Cargo puts a comma where npm has a space.
         return nodesemver.make_range(text.replace(",", " "), False)
     except ValueError:
         raise ValueError(
-            f"{text[:100]!r} is no range of semantic versions; write 1.2.0, ^1.2, ~1.2, 1.x or >=1.0 <2"
+            f"{text[:100]!r} is no range of semantic versions; write 1.2.0, ^1.2, ~1.2, 1.x or >=1.0 <2, "
+            f"with {_MAX_PARTS} parts at most"
         ) from None
 
 

@@ -64,6 +64,10 @@ _SECRET_PARAMETER = re.compile(
 )
 
 
+# What a terminal might obey: C0 and C1 control characters but tabs and ends of lines.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
 def redacted(text: str) -> str:
     """*text* without the passwords of the URLs in it: user information, and parameters such as signatures.
 
@@ -77,8 +81,8 @@ class AtdataError(Exception):
     """The base of every error that this project raises on purpose."""
 
     def __init__(self, *args: Any) -> None:
-        # Here, so that no message can be forgotten: errors end up in logs and notebooks.
-        super().__init__(*(redacted(arg) if isinstance(arg, str) else arg for arg in args))
+        # Here, so that no message can be forgotten: errors end up in logs, notebooks and terminals, and quote strangers.
+        super().__init__(*(_CONTROL.sub("\ufffd", redacted(arg)) if isinstance(arg, str) else arg for arg in args))
 
 
 class UriError(AtdataError, ValueError):

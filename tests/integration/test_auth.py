@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
@@ -24,7 +25,7 @@ from websockets.exceptions import InvalidStatus
 from atdata.nsid import PREFIX
 from atdata_appview import auth
 from atdata_appview.auth import Authenticator, read_token
-from atdata_appview.errors import AuthenticationRequired
+from atdata_appview.errors import AuthenticationRequired, Unavailable
 from atdata_appview.settings import AppViewSettings
 from atdata_appview.store import Store
 from atdata_backend.http import guarded_client
@@ -401,6 +402,24 @@ async def test_a_directory_that_is_down_takes_no_key_away(
     assert await authenticator.issuer(fresh(clock, BOBS, iss=BOB), METHOD) == BOB
 
 
+async def test_hosts_that_do_not_answer_keep_nobody_from_the_directory(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, authenticator: Authenticator
+) -> None:
+    """Whoever's key is at hosts that strangers named takes no turn of those in the directory, and is told to wait."""
+    monkeypatch.setattr(auth, "_READING", 0.2)
+    document = authenticator._resolver.document
+
+    async def slow(did: str) -> Any:
+        return await (asyncio.Event().wait() if did.startswith("did:web:") else document(did))
+
+    monkeypatch.setattr(authenticator._resolver, "document", slow)
+    tokens = [fresh(clock, BOBS, iss=f"did:web:{n}.example") for n in range(60)]
+    waiting = [asyncio.create_task(authenticator.issuer(token, METHOD)) for token in tokens]
+    assert await authenticator.issuer(fresh(clock), METHOD) == ALICE
+    refused = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(error) for error in refused} == {AuthenticationRequired, Unavailable}
+
+
 async def test_what_is_remembered_is_bounded(
     monkeypatch: pytest.MonkeyPatch, clock: Clock, authenticator: Authenticator
 ) -> None:
@@ -438,6 +457,17 @@ async def test_an_account_has_a_limit_of_its_own(limited: Asker) -> None:
         assert [answer.status_code for answer in answers] == [200] * 4 + [429]
         assert [answer.headers["ratelimit-remaining"] for answer in answers] == ["3", "2", "1", "0", "0"]
     assert [(await limited.get("listDatasets")).status_code for _ in range(5)] == [200] * 4 + [429]
+
+
+async def test_accounts_are_no_way_around_the_limit(limited: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody can make them: who speaks for many has ten times as much as who speaks for none."""
+
+    async def issuer(self: Authenticator, text: str, method: str) -> str:
+        return f"did:web:{text}.example"
+
+    monkeypatch.setattr(Authenticator, "issuer", issuer)
+    answers = [(await call(limited, str(n))).status_code for n in range(42)]
+    assert answers == [200] * 40 + [429] * 2
 
 
 async def test_bad_tokens_are_at_the_expense_of_their_sender(limited: Asker, plc: Server) -> None:

@@ -406,6 +406,7 @@ async def test_a_server_that_is_not_known_is_said_so(
         (stored("External", urls=["https://e.com/" + "{0,1}" * 60]), "stands for more than 833 shards"),
         (stored("External", urls=["https://e.com/" + "{0,1}" * 13 + "{0}" * 300]), "stands for more than 159 shards"),
         (stored("External", urls=["https://e.com/" + "{0}" * 5001] * 2), "more than 10,000 braces"),
+        (stored("External", urls=["https://e.com/{" + "a," * 30_000 + "}"]), "more than 50,000 characters"),
         (stored("External", urls=["https://e.com/{0..1.tar"]), "a brace has no partner"),
         (stored("External", urls=["http://127.0.0.1:6379/"]), "no host on the public internet"),
         (stored("External", urls=["at://did:plc:x/blob/"]), "has no CID"),

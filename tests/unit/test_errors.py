@@ -77,6 +77,14 @@ def test_errors_repeat_no_password(text, expected):
     assert errors.SampleError("odd").located(text, "k").shard == expected
 
 
+@pytest.mark.parametrize("control", ["\x1b[2J", "\x1b]52;c;aGk=\x07", "\r", "\x9b31m", "\x7f", "\x00"])
+def test_errors_have_nothing_that_a_terminal_obeys(control):
+    """A stranger's words in an error move no cursor and write no clipboard; lines and tabs stay."""
+    shown = str(errors.NetworkError(f"400: a{control}b\n\tc"))
+    assert not any(c in shown for c in "\x1b\x07\r\x9b\x7f\x00")
+    assert shown.endswith("b\n\tc")
+
+
 def test_long_texts_are_redacted_in_no_time():
     """Texts of strangers, made to take long, do not."""
     for piece in ("?", "//", "?a", "#token", "&auth", "?authauth", ";a"):

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from atdata.errors import ConfigError
-from atdata_backend.search import cursors, open_engine, tantivy
+from atdata_backend.search import cursors, open_engine, tantivy, tantivy_queries
+from atdata_backend.search import text as text_module
 from atdata_backend.search.base import FACETS, BadCursor, Document, Query
 from atdata_backend.search.tantivy import TantivyEngine
 from atdata_backend.search.tantivy_documents import index_document
@@ -318,6 +319,23 @@ def test_common_words_beside_rarer_ones_only_rank(tmp_path: Path) -> None:
     # Few have it, so it may be a mistake, or not what is meant.
     engine.apply([dataset(f"o{n}", name=f"Orca {n}") for n in range(10)], [])
     assert engine.search(Query("orca data")).total == 1_125
+    engine.close()
+
+
+def test_a_query_of_many_misspelt_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Typos are forgiven in six of them; and a page that never ends is compared with them for so long only."""
+    words = [f"{a}{b}lanternfish" for a in "bcdf" for b in "aeiou"]
+    engine = TantivyEngine(tmp_path)
+    text = " ".join(f"{word} {word}es" for word in words) * 20
+    engine.apply([dataset("a", name=words[0], description=text), *(dataset(word, name=word) for word in words)], [])
+    asked = " ".join(word.replace("fish", "fihs") for word in words)
+    assert set(keys(engine, Query(asked))) == {"a", *words[:6]}
+    compared: list[str] = []
+    within = text_module.within
+    monkeypatch.setattr(text_module, "within", lambda a, b, edits: compared.append(a) or within(a, b, edits))
+    monkeypatch.setattr(tantivy_queries, "_MAX_COMPARISONS", 10)
+    assert len(engine.search(Query(asked)).hits) == 7
+    assert 0 < len(compared) <= 60  # which it may exceed by one word
     engine.close()
 
 

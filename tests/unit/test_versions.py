@@ -60,7 +60,23 @@ def test_ranges(text, versions):
 
 @pytest.mark.parametrize(
     "text",
-    ["latest", "1.2.3.4", "01.2.3", "^", ">>1", "a.b.c", "^^1", "!1", "1.2.3-", "٣.1.1", "é", "\x00", "1" * 257 + "x"],
+    [
+        "latest",
+        "1.2.3.4",
+        "01.2.3",
+        "^",
+        ">>1",
+        "a.b.c",
+        "^^1",
+        "!1",
+        "1.2.3-",
+        "٣.1.1",
+        "é",
+        "\x00",
+        "1" * 257 + "x",
+        "9||" * 85,
+        ">=0 " * 60,
+    ],
 )
 def test_what_is_no_range_is_an_error(text):
     """What is no range is an error that says how they are written."""

@@ -62,8 +62,11 @@ async def _send_all(websocket: WebSocket, stream: EventStream, after: int) -> No
     try:
         while True:
             piece = await stream.read(after)
-            for frame in piece.frames:
-                await _send(websocket, frame)
+            # Of what is kept for it alone it must take a megabyte in that time, or it could hold it for hours.
+            deadline = None if piece.is_recent else _PATIENCE
+            async with asyncio.timeout(deadline):
+                for frame in piece.frames:
+                    await _send(websocket, frame)
             after = piece.end
             has_caught_up |= piece.is_recent
             if piece.is_recent:
@@ -71,7 +74,7 @@ async def _send_all(websocket: WebSocket, stream: EventStream, after: int) -> No
             elif has_caught_up and time.monotonic() - in_step > _PATIENCE:
                 raise _TooSlow
             await asyncio.sleep(0)
-    except _TooSlow:
+    except (_TooSlow, TimeoutError):
         await _fail(websocket, "ConsumerTooSlow", "read faster, or less; connect again with the cursor you are at")
     except psycopg.Error:
         await _fail(websocket, "ServiceUnavailable", "the database does not answer; connect again", _TRY_AGAIN_LATER)

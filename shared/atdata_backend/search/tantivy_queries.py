@@ -46,6 +46,9 @@ _SURE = 5
 # A word that so many have, and so many times as many as have another of the query, does not say what is looked for: it
 # only ranks. With Lucene, that is a common terms query.
 _COMMON, _TIMES = 1_000, 10
+# Words of a query that are looked for as if misspelt, each a walk through vocabularies; and of a page's words how many
+# are compared with them.
+_MAX_MISSPELT, _MAX_COMPARISONS = 6, 20_000
 # What a phrase adds where it is more telling than in a text, as parts of what its words count.
 _PHRASE = {"name": 3.0, "keywords": 1.5, "handle": 0.7}
 
@@ -158,7 +161,7 @@ class Search:
         self._limit = min(max(query.limit, 1), _MAX_PAGE)
         self._order = _order(query, asked)
         self._counts = _Counts(snapshot.searcher, after.counts if after else None)
-        self._text = _TextQuery(snapshot.schema, asked, self._counts) if asked else None
+        self._text = _TextQuery(snapshot.schema, asked, self._counts, marks=query.marks) if asked else None
         self._filters = _filters(snapshot.schema, query)
 
     def results(self) -> Results:
@@ -447,8 +450,9 @@ class _TextQuery:
     of it counts the same for each document that has it, so that a document's score is its own.
     """
 
-    def __init__(self, schema: tantivy.Schema, asked: text.Asked, counts: _Counts) -> None:
+    def __init__(self, schema: tantivy.Schema, asked: text.Asked, counts: _Counts, *, marks: bool) -> None:
         self._schema = schema
+        self._marks = marks
         self._asked = asked
         self._counts = counts
         self._documents = counts.documents()
@@ -463,19 +467,25 @@ class _TextQuery:
         self._build()
         self.matching, self.ranked = self._combined()
 
-    def marker(self) -> text.Marker:
-        """Marks the words of a hit that the query matches."""
+    def marker(self) -> text.Marker | None:
+        """Marks the words of a hit that the query matches, if they are to be marked."""
+        if not self._marks:
+            return None
         asked = self._asked
         exact = {*asked.words, *asked.joined}.union(*asked.split, *asked.phrases)
         prefixes = tuple(filter(text.may_begin, asked.words))
         word_stems = set(self._stems.values())
         stem_starts = tuple(stem[:3] for stem in word_stems)
 
+        left = _MAX_COMPARISONS
+
         def matches(word: str) -> bool:
             """Whether to mark *word*, which is folded."""
+            nonlocal left
             if word in exact or word.startswith(prefixes):
                 return True
-            for near, edits in self._near.items():
+            for near, edits in self._near.items() if left > 0 else ():
+                left -= 1
                 if -edits <= len(word) - len(near) <= edits and text.within(word, near, edits):
                     return True
             # Stemming each word would take longer than all else.
@@ -535,7 +545,8 @@ class _TextQuery:
         unit = self._rarity * (self._share if found else 1)
         queries = {"name": self._near_term("name", word, 0)} if begun else {}
         is_odd = False
-        if found < _SURE and text.typos_allowed(word) and not (found and len(self._asked.words) > 1):
+        may_be_odd = text.typos_allowed(word) and len(self._near) < _MAX_MISSPELT
+        if found < _SURE and may_be_odd and not (found and len(self._asked.words) > 1):
             # Few have it, or a word that begins with it: it may be misspelt.
             is_odd = (in_text := self._counts.beginning("text", word)) < _RARE
             is_open = is_open and in_text > 0
