@@ -48,14 +48,11 @@ def indexer() -> None:
 
 @indexer.command()
 @click.option("--source", type=click.Choice(["firehose", "jetstream"]), help="What to read. [ATDATA_SOURCE]")
-@click.option("-v", "--verbose", is_flag=True, help="Log what is done, not only what goes wrong.")
-def run(source: str | None, verbose: bool) -> None:
+def run(source: str | None) -> None:
     """Index until stopped. Settings come from the environment: see indexer/README.md."""
     from atdata_indexer.ingest import Indexer
 
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # Every request at INFO would drown the rest.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     settings = IndexerSettings.load(source=source)
@@ -131,7 +128,10 @@ def quarantine() -> None:
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="The latest so many.")
 def quarantine_ls(reason: str | None, limit: int) -> None:
     """List what is in quarantine, the latest first."""
-    for entry in _quarantined(reason=reason, limit=limit):
+    entries = _quarantined(reason=reason, limit=limit)
+    if not entries:
+        click.echo("There is nothing in quarantine" + (f" for the reason {reason!r}." if reason else "."), err=True)
+    for entry in entries:
         who = f" {entry.did}" if entry.did else ""
         line = (
             f"{entry.id:>6}  {entry.last_seen:%Y-%m-%d %H:%M:%S}  {entry.times:>4}×  {entry.size:>8} B  "
@@ -174,6 +174,10 @@ def quarantine_replay(numbers: tuple[int, ...], reason: str | None) -> None:
     if not numbers and not reason:
         raise click.UsageError("name what to replay: numbers as in `atdata index quarantine ls`, or --reason")
     settings = IndexerSettings.load()
+    if reason and not _quarantined(reason=reason, limit=1):
+        raise click.ClickException(
+            f"nothing is in quarantine for the reason {reason!r}: see `atdata index quarantine ls`"
+        )
     replayed, kept, dids = asyncio.run(_replay(settings, list(numbers), reason))
     click.echo(f"{replayed} understood by now, {kept} still not; {_count(len(dids), 'repository')} to be read again.")
 
@@ -206,7 +210,9 @@ async def _compare(settings: IndexerSettings, dids: Sequence[str]) -> audit.Repo
             everything: Sequence[str] = dids
             if not dids:
                 everything, unlisted = await audit.followed(connection, backfill)
-            with click.progressbar(length=len(everything), label="Repositories", file=sys.stderr) as bar:
+            with click.progressbar(
+                length=len(everything), label="Repositories", file=sys.stderr, hidden=not sys.stderr.isatty()
+            ) as bar:
                 report = await audit.compare(connection, backfill, engine, everything, progress=lambda: bar.update(1))
             report.unlisted = unlisted
             if not dids:

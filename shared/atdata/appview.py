@@ -8,8 +8,10 @@ Specification: the lexicons `ac.foundation.dataset.*`, https://atproto.com/specs
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypedDict, TypeVar, Unpack
@@ -32,10 +34,12 @@ from atdata.errors import (
 )
 from atdata.network import StatusError
 from atdata.nsid import PREFIX, kind_of
+from atdata.sample import DictSample, sample_type_of
 from atdata.structure import Comparison, Structure, compare, covers, structure_of_type
 from atdata.views import (
     AccountChange,
     DatasetView,
+    FalseAnswerError,
     LabelView,
     LensGraph,
     LensPaths,
@@ -61,7 +65,7 @@ V = TypeVar("V")
 R = TypeVar("R", DatasetView, SchemaView)
 
 # An AppView's own answers are at most a few megabytes.
-_MAX_ANSWER: Final = 32 << 20
+_MAX_ANSWER: Final = 12 << 20
 # The questions are answered in milliseconds; this is for those that have to be tried again.
 _SECONDS: Final = 30.0
 _PAGE: Final = 50
@@ -72,7 +76,12 @@ _MAX_LISTING: Final = 256 << 20
 # What one search takes.
 _MAX_FILTERS: Final = 30
 # A record has at most 1 MB; its frame is somewhat longer.
-_MAX_FRAME: Final = 8 << 20
+_MAX_FRAME: Final = 3 << 20
+# Why we close a connection on which something comes that we do not read: no WebSocket's, no text, too long.
+# https://www.rfc-editor.org/rfc/rfc6455#section-7.4.1
+_NOT_READ: Final = frozenset({1002, 1007, 1009})
+# What versions of OpenSSL call an answer that is no TLS.
+_NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"})
 
 Facet = Literal["tags", "license", "schema", "publisher", "storage"]
 Sort = Literal["relevance", "newest", "oldest", "samples", "name"]
@@ -299,7 +308,7 @@ class AppView:
         looked for by their fields, and only those that a *sample_type* can read directly come; `Results.total` counts
         those that were looked at. Raises SchemaError, a ValueError, for a type that no schema can express.
         """
-        structure = structure_of_type(sample_type)
+        structure = _structure(sample_type)
         try:
             self._ask("resolveSchema", fingerprint=structure.fingerprint)
         except NotFoundError:
@@ -343,13 +352,13 @@ class AppView:
         filters = {"publishers": _list("publishers", publishers), "fields": _list("fields", fields), "sort": sort}
         return self._results("searchSchemas", {"q": q or None, **filters}, self._read_schemas, _uri)
 
-    def similar(self, uri: str, *, limit: int = 10) -> tuple[DatasetView, ...]:
-        """Datasets like the one at *uri*, the most alike first, each with its `similarity`.
+    def similar(self, uri: str | DatasetView, *, limit: int = 10) -> tuple[DatasetView, ...]:
+        """Datasets like the one at *uri*, or that was found, the most alike first, each with its `similarity`.
 
-        >>> appview.similar(hit.uri)[0].similarity.shared_tags
+        >>> appview.similar(hit)[0].similarity.shared_tags
         ('audio', 'birds')
         """
-        answer, _ = self._ask("similarDatasets", uri=str(uri), limit=limit)
+        answer, _ = self._ask("similarDatasets", uri=_uri_of(uri), limit=limit)
         return tuple(self._read_datasets(answer))
 
     def list_publishers(self, q: str = "", *, sort: Literal["newest", "datasets"] = "newest") -> Results[PublisherView]:
@@ -385,7 +394,9 @@ class AppView:
     # --- Looking up
 
     def get_dataset(self, uri: str) -> DatasetView:
-        """The dataset at *uri*, checked against its CID."""
+        """The dataset at *uri*, checked against its CID; of a name, `@handle/name`, as `resolve_dataset` finds it."""
+        if isinstance(uri, str) and uri.startswith("@"):
+            return self.resolve_dataset(uri).dataset
         return self._one("getDatasets", uri, self._read_datasets)
 
     def get_schema(self, uri: str) -> SchemaView:
@@ -409,7 +420,7 @@ class AppView:
             pds=answer.optional_text("pds"),
         )
         if (problem := _misses(dataset, found)) is not None:
-            raise answer.wrong(f"asked for {dataset[:200]}, it sends {problem}")
+            raise FalseAnswerError(str(answer.wrong(f"asked for {dataset[:200]}, it sends {problem}")))
         return found
 
     def resolve_label(self, publisher: str, name: str, version: str | None = None) -> ResolvedLabel:
@@ -435,10 +446,10 @@ class AppView:
         answer, _ = self._ask("resolveSchema", publisher=publisher, name=name, version=version)
         return SchemaView.read(answer.part("schema"), self).check()
 
-    def resolve_blobs(self, uri: str) -> Results[Shard]:
+    def resolve_blobs(self, uri: str | DatasetView) -> Results[Shard]:
         """Where the shards of the dataset at *uri* are: of blobs, the URLs at the server of their repository.
 
-        >>> [shard.url for shard in appview.resolve_blobs(hit.uri)]
+        >>> [shard.url for shard in appview.resolve_blobs(hit)]
 
         The URLs are strangers' words, and nobody has looked whether anything is there; `DatasetView.load` reads them
         with all checks.
@@ -448,7 +459,7 @@ class AppView:
             return [Shard.read(one) for one in answer.parts("shards")]
 
         numbers = iter(range(10**9))  # a dataset may list a shard twice
-        return self._results("resolveBlobs", {"uri": str(uri)}, read, lambda _: next(numbers), limit=1000)
+        return self._results("resolveBlobs", {"uri": _uri_of(uri)}, read, lambda _: next(numbers), limit=1000)
 
     def compare_schemas(self, old: str, new: str) -> Comparison:
         """What is different between the schemas at two AT URIs, and whether readers of one can read data of the other.
@@ -502,18 +513,35 @@ class AppView:
         0 asks for all that is kept, None for what comes from now on. Ends with a NetworkError when the connection does,
         which says with which cursor to go on: nothing is lost. Needs the extra `atmosphere`.
         """
+        if cursor is not None and not hasattr(cursor, "__index__"):
+            raise ArgumentError(f"cursor is the seq of a change, a whole number, not {str(cursor)[:100]!r}")
         try:
-            from websockets.exceptions import WebSocketException
-            from websockets.sync.client import connect
+            from websockets.exceptions import ConnectionClosedError, InvalidStatus, WebSocketException
+            from websockets.sync.client import ClientConnection, connect
         except ImportError:
             raise MissingExtraError(f"changes come over a WebSocket: {how_to_install('atmosphere')}") from None
         method = f"{PREFIX}subscribeChanges"
         query = f"?{urlencode({'cursor': cursor})}" if cursor is not None else ""
         where = f"{redacted(self.url)}: subscribeChanges"
+
+        class Connection(ClientConnection):
+            """Says what an answer without a WebSocket means, before a redirect is followed."""
+
+            def handshake(self, *args: Any, **kwargs: Any) -> None:
+                try:
+                    super().handshake(*args, **kwargs)
+                except InvalidStatus as e:
+                    raise _no_stream(where, e.response.status_code, bytes(e.response.body or b"")) from None
+
+        is_open = False
         try:
             with connect(
-                f"ws{self.url.removeprefix('http')}/xrpc/{method}{query}", max_size=_MAX_FRAME, compression=None
+                f"ws{self.url.removeprefix('http')}/xrpc/{method}{query}",
+                max_size=_MAX_FRAME,
+                compression=None,
+                create_connection=Connection,
             ) as stream:
+                is_open = True
                 for frame in stream:
                     change = _read_frame(frame, where)
                     if change is None:  # later versions have more to say
@@ -522,7 +550,15 @@ class AppView:
                         cursor = change.seq
                     yield change
         except (WebSocketException, OSError) as e:
-            raise NetworkError(f"{where}: {str(e) or type(e).__name__}; go on with changes(cursor={cursor})") from e
+            if (problem := self._not_tls(e)) is not None:
+                raise NetworkError(f"{where}: {problem}") from e
+            # Whoever goes on after a connection that was lost misses nothing; after anything else it fails again.
+            advice = f"go on with changes(cursor={cursor})"
+            if not is_open:
+                advice = "check the address, and that an AppView is up there"
+            elif isinstance(e, ConnectionClosedError) and e.sent is not None and e.sent.code in _NOT_READ:
+                advice = "it may be newer than this library"
+            raise NetworkError(f"{where}: {str(e) or type(e).__name__}; {advice}") from e
         raise NetworkError(f"{where}: the connection was closed; go on with changes(cursor={cursor})")
 
     # --- Asking
@@ -536,7 +572,20 @@ class AppView:
             body = network.get_bytes(url, trusted=True, params=given, limit=_MAX_ANSWER, seconds=_SECONDS)
         except StatusError as e:
             raise _refusal(where, e) from None
+        except NetworkError as e:
+            if (problem := self._not_tls(e)) is None:
+                raise
+            raise NetworkError(f"{where}: {problem}") from e
         return Part(network.parse_json(url, body), where), len(body)
+
+    def _not_tls(self, error: BaseException) -> str | None:
+        """What to say where *error* means that TLS is spoken to a server that does not speak it."""
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ssl.SSLError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None or cause.reason not in _NO_TLS:
+            return None
+        return f"what answers does not speak https; if it is http, write http{redacted(self.url).removeprefix('https')}"
 
     def _results(
         self,
@@ -581,12 +630,16 @@ class AppView:
         if not views:
             raise NotFoundError(f"{redacted(self.url)} has no record {asked}; check the URI, or ask its own server")
         if not _is_same_record(asked, views[0]):
-            raise answer.wrong(f"asked for {asked}, it sends {views[0].uri}")
+            raise FalseAnswerError(str(answer.wrong(f"asked for {asked}, it sends {views[0].uri}")))
         return views[0].check()
 
 
 def _uri(view: Any) -> object:
     return view.uri
+
+
+def _uri_of(given: str | DatasetView) -> str:
+    return given.uri if isinstance(given, DatasetView) else str(given)
 
 
 def _list(name: str, values: Sequence[str]) -> list[str]:
@@ -605,7 +658,18 @@ def _as_text(value: Any) -> str | list[str]:
 
 def _node(given: str | type[Any]) -> str:
     """What names a place in the lens graph: a URI or a fingerprint as they are, of a type its structure's."""
-    return structure_of_type(given).fingerprint if isinstance(given, type) else str(given)
+    return _structure(given).fingerprint if isinstance(given, type) else str(given)
+
+
+def _structure(sample_type: Any) -> Structure:
+    if not isinstance(sample_type, type):
+        raise ArgumentError(
+            f"sample_type is a class, not {str(sample_type)[:200]!r}; for a schema's AT URI write "
+            "search_datasets(loadable_as=URI), and search_schemas finds schemas by name"
+        )
+    if sample_type is DictSample:
+        raise SchemaError("DictSample has no fields of its own; give a sample type that has, made by @atdata.packable")
+    return structure_of_type(sample_type_of(sample_type))
 
 
 def _searchable(structure: Structure) -> list[str]:
@@ -633,7 +697,23 @@ def _refusal(where: str, e: StatusError) -> NetworkError:
         return NetworkError(f"{where}: this AppView does not know the method; it may be older than this library")
     if e.status == 404:
         return NetworkError(f"{where}: there is no AppView at this address (404); check it")
+    # What a PDS says of methods that it would pass on.
+    if e.status == 400 and said.startswith("No service configured"):
+        return NetworkError(f"{where}: there is no AppView at this address, but a PDS; check it")
     return StatusError(where, e.status, e.error, e.message)
+
+
+def _no_stream(where: str, status: int, body: bytes) -> NetworkError:
+    """What it means that a subscription is answered with *status*."""
+    if status < 300:
+        return NetworkError(f"{where}: answers, but with no WebSocket; check that it is an AppView")
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        answer = None
+    texts = answer if isinstance(answer, dict) else {}
+    error, message = (str(texts[name])[:200] if name in texts else None for name in ("error", "message"))
+    return _refusal(where, StatusError(where, status, error, message))
 
 
 # --- Whether an answer is about what was asked

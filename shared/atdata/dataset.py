@@ -236,7 +236,9 @@ class Dataset(Generic[T]):
         Where the lenses of `LensNetwork` do not lead there from type to type, the AppView through which the dataset was
         loaded, else that of `ATDATA_APPVIEW`, is asked for paths of published lenses between the two structures. One is
         used when each lens on it is registered here, under the name of its function; see `atdata.lens_path`. No code is
-        fetched. Raises LensError, a ValueError, that says which to install, or that no lenses lead there.
+        fetched. Where it knows of none because nobody has published a structure like that of *view*, and the samples
+        have all the fields of *view*, they are read by these. Raises LensError, a ValueError, that says which lenses to
+        install, or that none lead there.
         """
         viewed: Dataset[V] = Dataset[view](self._source, self._metadata_url)  # type: ignore[valid-type]
         viewed._schema_ref, viewed._appview = self._schema_ref, self._appview
@@ -252,15 +254,22 @@ class Dataset(Generic[T]):
 
     def _published_lens(self, view: type[V], unknown: LensError) -> Lens[Any, V]:
         """The lens to *view* along a published path, from what is stored, or from what a lens has made of it."""
-        url = self._appview or os.environ.get("ATDATA_APPVIEW")
-        if not url or not is_sample_type(view) or self.sample_type is DictSample:
+        if not is_sample_type(view) or self.sample_type is DictSample:
             raise unknown
-        from atdata.appview import AppView
-        from atdata.lens_path import compose
+        from atdata.lens_path import compose, project
 
-        appview = AppView(url)
         # Whoever reads what is stored need not read it as this type.
         source = None if self._lens is None else self.sample_type
+        projection = project(self.sample_type, source, view)
+        advice = ""
+        if source is None and projection is not None:
+            advice = f"; or read the samples as they are stored: load_dataset(uri, {view.__name__})"
+        url = self._appview or os.environ.get("ATDATA_APPVIEW")
+        if not url:
+            raise LensError(f"{unknown}{advice}")
+        from atdata.appview import AppView
+
+        appview = AppView(url)
         starts: list[str | type[Any]] = [self.sample_type]
         if source is None and self._schema_ref:
             starts.insert(0, self._schema_ref)
@@ -274,10 +283,13 @@ class Dataset(Generic[T]):
             except (LensError, SchemaError, NetworkError) as e:
                 problem = e
                 break
+        # As if the structure were published: then a path without lenses would lead there.
+        if projection is not None and isinstance(problem, NotFoundError):
+            return projection
         names = f"{self.sample_type.__name__} to {view.__name__}"
         # Those of the network say whose they are.
         said = str(problem) if isinstance(problem, NetworkError) else f"by {redacted(url)}, {problem}"
-        raise LensError(f"no lens registered here leads from {names}; {said}") from None
+        raise LensError(f"no lens registered here leads from {names}; {said}{advice}") from None
 
     # --- Its samples
 

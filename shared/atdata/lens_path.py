@@ -20,7 +20,7 @@ from atdata.lens import Lens, LensNetwork, read_as
 from atdata.structure import Structure, covers, structure_of_type
 from atdata.views import LensPath, LensView
 
-__all__ = ["compose"]
+__all__ = ["compose", "project"]
 
 
 def compose(
@@ -58,6 +58,18 @@ def compose(
         "there is a path of published lenses, and code is never fetched; install and import: "
         + "; ".join(map(_where, best))
     )
+
+
+def project(there: type[Any], source: type[Any] | None, view: type[Any]) -> Lens[Any, Any] | None:
+    """The lens that reads samples of type *there* as *view* by their fields; None where they lack what it needs.
+
+    >>> project(Full, None, Simple)
+    Lens(identity: Simple → Simple)
+
+    *source* is as in `compose`.
+    """
+    have, want = _structure(there), _structure(view)
+    return None if have is None or want is None or not covers(have, want) else _joined(source, view, ())
 
 
 def _find(

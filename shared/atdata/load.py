@@ -5,8 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 
@@ -208,6 +208,7 @@ def load_view(view: DatasetView, sample_type: type[Any] | None = None, *, split:
     from atdata.atmosphere.client import AtmosphereClient
     from atdata.atmosphere.index import AtmosphereIndex
     from atdata.atmosphere.load import DatasetLoader, ResolvedPath
+    from atdata.views import FalseAnswerError
 
     if sample_type is not None:
         sample_type_of(sample_type)
@@ -217,8 +218,12 @@ def load_view(view: DatasetView, sample_type: type[Any] | None = None, *, split:
     is_viewed = sample_type is not None and view.path is not None and view.path.leads_to(sample_type)
     schema = None
     if (sample_type is None or is_viewed) and index.appview is not None:
-        with suppress(NetworkError, UriError):  # its own server may know more
+        try:
             schema = index.appview.get_schema(view.schema_ref).stored
+        except FalseAnswerError as e:
+            warnings.warn(f"{e}; asking the schema's own server; tell whoever runs this AppView", stacklevel=3)
+        except (NetworkError, UriError):
+            pass  # its own server may know more
     found = ResolvedPath(DatasetLoader(client).source(view.stored), view.schema_ref, schema)
     datasets = _published(view.uri, found, index, None if is_viewed else sample_type)
     if sample_type is not None and is_viewed:

@@ -7,13 +7,16 @@ the tool's, and say what to try next. Specification: https://modelcontextprotoco
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
+from difflib import get_close_matches
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from atdata import __version__
 from atdata.atmosphere import records
 from atdata.errors import (
+    ArgumentError,
     AtdataError,
     MissingExtraError,
     NotFoundError,
@@ -40,6 +43,8 @@ _INSTRUCTIONS: Final = (
 )
 _MAX_LIMIT: Final = 50
 _MAX_TEXT: Final = 300
+_MAX_TEXTS: Final = 20
+_MAX_DESCRIPTION: Final = 10_000
 _MAX_FIELDS: Final = 100
 _MAX_SHARDS: Final = 3
 
@@ -60,7 +65,26 @@ def make_server(appview: AppView) -> MCPServer[Any]:
     except ImportError:
         raise MissingExtraError(f"the MCP server needs the package mcp, 2 or newer: {how_to_install('mcp')}") from None
 
-    server: MCPServer[Any] = MCPServer(
+    parameters: dict[str, list[str]] = {}
+
+    class Server(MCPServer[Any]):
+        """Refuses what a tool does not take: a filter that is ignored has everything for an answer."""
+
+        async def call_tool(self, name: str, arguments: Json, context: Any = None) -> Any:
+            known = parameters.get(name, arguments)
+            for unknown in (one for one in arguments if one not in known):
+                raise ToolError(_unknown(name, unknown, list(known)))
+            try:
+                return await super().call_tool(name, arguments, context)
+            except ToolError as e:
+                # Of pydantic, whose own text is long, and has links.
+                errors = getattr(e.__cause__, "errors", None)
+                if errors is None:
+                    raise
+                wrong = "; ".join(map(_wrong, errors()))
+                raise ToolError(f"{name}: {wrong}. It takes {', '.join(known)}.") from None
+
+    server = Server(
         "atdata", instructions=_INSTRUCTIONS, version=__version__, log_level="WARNING", website_url=appview.url
     )
 
@@ -72,6 +96,7 @@ def make_server(appview: AppView) -> MCPServer[Any]:
             except AtdataError as e:
                 raise ToolError(f"{e}. {_next_step(e)}") from None
 
+        parameters[ask.__name__] = list(inspect.signature(ask).parameters)
         hints = ToolAnnotations(read_only_hint=True, open_world_hint=True)
         return server.tool(annotations=hints, structured_output=True)(asked)
 
@@ -101,7 +126,7 @@ def make_server(appview: AppView) -> MCPServer[Any]:
             loadable_as: AT URI of a schema: its samples can be read as that schema's, directly or through lenses; each
                 result then has a `path`.
             min_samples: It has at least so many samples.
-            limit: How many to return, 50 at most.
+            limit: How many to return, 1 to 50.
 
         Returns `total`, how many match, and `datasets`: name, uri, publisher, schema (an AT URI for get_schema),
         license, tags, samples, and the beginning of the description. get_dataset tells more of one.
@@ -115,7 +140,7 @@ def make_server(appview: AppView) -> MCPServer[Any]:
             loadable_as=loadable_as,
             min_samples=min_samples,
         )
-        datasets = [_dataset(view) for view in islice(found, max(1, min(limit, _MAX_LIMIT)))]
+        datasets = [_dataset(view) for view in islice(found, _checked(limit))]
         if not datasets:
             return {"total": 0, "datasets": [], "hint": "Nothing matches: try fewer or other words, or fewer filters."}
         return {"total": found.total, "datasets": datasets}
@@ -147,7 +172,8 @@ def make_server(appview: AppView) -> MCPServer[Any]:
                 "cid": view.cid,
                 "problems": view.problems,
                 "load": f"atdata.load_dataset({view.uri!r}, split='train')",
-            }
+            },
+            longest=_MAX_DESCRIPTION,
         )
 
     @tool
@@ -193,19 +219,43 @@ def make_server(appview: AppView) -> MCPServer[Any]:
 
         Args:
             dataset: Its AT URI (at://…), or "@handle/name".
-            limit: How many to return, 50 at most.
+            limit: How many to return, 1 to 50.
 
         Returns `datasets` as search_datasets does, each with the `shared_tags` and whether its samples have the same
         structure.
         """
+        limit = _checked(limit)
         uri = dataset if dataset.startswith("at://") else appview.resolve_dataset(dataset).dataset.uri
-        return {"datasets": [_dataset(view) for view in appview.similar(uri, limit=max(1, min(limit, _MAX_LIMIT)))]}
+        return {"datasets": [_dataset(view) for view in appview.similar(uri, limit=limit)]}
 
     return server
 
 
+# --- What questions hold
+
+
+def _checked(limit: int) -> int:
+    if not 1 <= limit <= _MAX_LIMIT:
+        raise ArgumentError(f"limit is from 1 to {_MAX_LIMIT}, not {limit}")
+    return limit
+
+
+def _unknown(tool: str, argument: str, known: list[str]) -> str:
+    near = known if len(known) == 1 else get_close_matches(argument, known, n=1, cutoff=0.3)
+    meant = f"; did you mean {near[0]}?" if near else "."
+    return f"{tool} takes no argument {argument[:100]!r}{meant} It takes {', '.join(known)}."
+
+
+def _wrong(error: Json) -> str:
+    """What pydantic says of one argument, in a line."""
+    name = ".".join(map(str, error["loc"]))
+    return f"{name} is missing" if error["type"] == "missing" else f"{name}: {error['msg']}"
+
+
 def _next_step(error: AtdataError) -> str:
     match error:
+        case ArgumentError():
+            return "Call the tool again with another one."
         case UriError():
             return "An AT URI is like at://did:plc:…/ac.foundation.dataset.record/…; search_datasets gives them."
         case NotFoundError():
@@ -221,12 +271,18 @@ def _next_step(error: AtdataError) -> str:
 # --- What answers hold
 
 
-def _sparse(members: Json) -> Json:
-    return {name: value for name, value in members.items() if value not in (None, "", [], (), {})}
+def _sparse(members: Json, longest: int = _MAX_TEXT) -> Json:
+    """Those of *members* that say something, and not at any length: strangers wrote most of them."""
+    return {name: _cut(value, longest) for name, value in members.items() if value not in (None, "", [], (), {})}
 
 
-def _cut(text: str | None) -> str | None:
-    return text if text is None or len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"
+def _cut(value: Any, longest: int) -> Any:
+    if isinstance(value, str) and not value.startswith("at://"):
+        return value if len(value) <= longest else f"{value[: longest - 1]}…"
+    if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+        more = [f"and {len(value) - _MAX_TEXTS} more"] if len(value) > _MAX_TEXTS else []
+        return [*(_cut(one, longest) for one in value[:_MAX_TEXTS]), *more]
+    return value
 
 
 def _time(moment: Any) -> str | None:
@@ -240,7 +296,7 @@ def _dataset(view: DatasetView) -> Json:
             "name": view.name,
             "uri": view.uri,
             "publisher": str(view.publisher),
-            "description": _cut(view.description),
+            "description": view.description,
             "schema": view.schema_ref,
             "license": view.license,
             "tags": view.tags,
@@ -259,7 +315,7 @@ def _schema(view: SchemaView) -> Json:
             {
                 "name": field.name,
                 "type": type_text(field.type) + (" | None" if field.optional else ""),
-                "description": _cut(field.description),
+                "description": field.description,
             }
         )
         for field in view.record.fields[:_MAX_FIELDS]
@@ -274,7 +330,7 @@ def _schema(view: SchemaView) -> Json:
             "version": view.version,
             "uri": view.uri,
             "publisher": str(view.publisher),
-            "description": _cut(view.description),
+            "description": view.description,
             "fields": fields,
             "more_fields": len(view.record.fields) - len(fields) or None,
             "fingerprint": fingerprint,
@@ -298,7 +354,7 @@ def _path(path: LensPath) -> Json:
                     "lens": lens.name,
                     "uri": lens.uri,
                     "publisher": str(lens.publisher),
-                    "description": _cut(lens.description),
+                    "description": lens.description,
                     "to": hop.to_schema,
                     "code": code and f"{code.repository} at {code.commit}: {code.path}",
                 }

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AccountChange",
     "DatasetView",
+    "FalseAnswerError",
     "LabelView",
     "LensEdge",
     "LensGraph",
@@ -66,8 +67,15 @@ T = TypeVar("T")
 # What the protocol says in place of a handle that is not confirmed: https://atproto.com/specs/handle
 _NO_HANDLE: Final = "handle.invalid"
 
+# Arrays within arrays, of a type that an AppView tells of: more than anybody has, fewer than Python can count down.
+_MAX_DEPTH: Final = 100
+
 
 # --- Reading answers
+
+
+class FalseAnswerError(NetworkError):
+    """What an AppView sends cannot be right: a record that is not what its CID says, or not the one asked for."""
 
 
 class Part:
@@ -101,7 +109,10 @@ class Part:
         return value
 
     def text(self, name: str) -> str:
-        return self._get(name, str, "a text")
+        found: str = self._get(name, str, "a text")
+        if not found.isascii() and any("\ud800" <= c <= "\udfff" for c in found):
+            raise self.wrong(f"{name}: half a character")  # which nothing can write
+        return found
 
     def number(self, name: str) -> int:
         return self._get(name, int, "a number")
@@ -217,7 +228,7 @@ class _View:
         return self.stored.problems
 
     def check(self) -> Self:
-        """The same. Raises NetworkError when the record is not what its CID says.
+        """The same. Raises FalseAnswerError, a NetworkError, when the record is not what its CID says.
 
         >>> appview.get_dataset(uri).check()
 
@@ -227,9 +238,10 @@ class _View:
         try:
             actual = generate_cid(dict(self.stored))
         except (ValueError, TypeError, RecursionError) as e:
-            raise NetworkError(f"{self.uri}: its record, as the AppView has it, cannot be encoded: {e}") from None
+            problem = f"{self.uri}: its record, as the AppView has it, cannot be encoded: {e}"
+            raise FalseAnswerError(problem) from None
         if actual != self.cid:
-            raise NetworkError(
+            raise FalseAnswerError(
                 f"{self.uri}: the AppView says that its CID is {self.cid[:100]}, and sends a record with CID {actual}"
             )
         return self
@@ -573,16 +585,16 @@ class Shard:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Status:
-    """What an AppView holds, and how far it is behind. `answer` is all that it says of itself."""
+    """What an AppView holds, and how far it is behind. `answer` is all that it says of itself, and is shown."""
 
     version: str
     records: Mapping[str, int] = field(hash=False)
     """How many, by kind."""
     search_documents: int
     backlog: int
-    answer: Mapping[str, Any] = field(repr=False, hash=False)
+    answer: Mapping[str, Any] = field(hash=False)
 
     @classmethod
     def read(cls, part: Part) -> Self:
@@ -595,10 +607,15 @@ class Status:
             answer=part.members(),
         )
 
+    def __repr__(self) -> str:
+        return f"Status({dict(self.answer)})"
+
 
 def read_structure(part: Part) -> Structure:
     """A `structureView`. Its fingerprint is made here, and not taken from the answer."""
     fields = [Field(one.text("name"), one.text("type"), one.flag("optional")) for one in part.parts("fields")]
+    if any(field.type.count("array") > _MAX_DEPTH for field in fields):
+        raise part.wrong(f"fields: arrays within more than {_MAX_DEPTH} arrays")
     try:
         return Structure(tuple(fields))
     except SchemaError as e:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from atdata.errors import ConfigError
@@ -56,8 +57,14 @@ class Settings(BaseSettings):
             if not faults:
                 return settings
         except ValidationError as e:
-            faults = [f"{_variable(str(x['loc'][0]))}: {x['msg'].removeprefix('Value error, ')}" for x in e.errors()]
+            faults = [f"{_variable(str(x['loc'][0]))}: {_fault(x)}" for x in e.errors()]
         raise ConfigError(f"settings are incomplete or wrong: {'; '.join(faults)}")
+
+
+def _fault(error: ErrorDetails) -> str:
+    if error["type"] == "missing":
+        return "is not set; what `atdata up` uses is in its data folder: run `. .data/settings.sh` first"
+    return error["msg"].removeprefix("Value error, ")
 
 
 def misspelt_variables(environment: Mapping[str, str], classes: Iterable[type[Settings]]) -> list[str]:
@@ -95,6 +102,11 @@ class BackendSettings(Settings):
         default=None, description="A Meilisearch server to use instead of the embedded search engine."
     )
     meili_key: str | None = Field(default=None, description="API key of the Meilisearch server.")
+    semantic_model: Path | None = Field(
+        default=None,
+        description="Folder of a sentence-embedding model, by which datasets are found by meaning, too. The same for"
+        " both services; needs the extra `semantic` and pgvector.",
+    )
     plc_url: str = Field(default="https://plc.directory", description="Directory of did:plc documents.")
     allow_private_hosts: bool = Field(
         default=False,
@@ -106,4 +118,10 @@ class BackendSettings(Settings):
         """The search engine these settings name."""
         if not self.meili_url and self.search_dir is None:
             raise ConfigError("no search engine: set ATDATA_SEARCH_DIR (embedded) or ATDATA_MEILI_URL (Meilisearch)")
-        return open_engine(folder=self.search_dir, meili_url=self.meili_url, meili_key=self.meili_key)
+        return open_engine(
+            folder=self.search_dir,
+            meili_url=self.meili_url,
+            meili_key=self.meili_key,
+            model=self.semantic_model,
+            database_url=self.database_url,
+        )

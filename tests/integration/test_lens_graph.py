@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -193,13 +194,14 @@ async def test_a_schema_that_cannot_be_read_is_a_place_of_its_own(holdings: Hold
 async def test_a_path_of_records_beyond_the_answer_is_left_out(world: World, holdings: Holdings, ask: Asker) -> None:
     """Records fill an answer up to 4 MB; the paths for which there is no room are missing, and that is said."""
     for n in range(6):
-        holdings.add(ALICE, LENS, f"large{n}", lens("x" * 900_000, world.text, GONE))
+        publisher = (ALICE, BOB, CAROL)[n % 3]
+        holdings.add(publisher, LENS, f"large{n}", lens("x" * 900_000, world.text, GONE))
 
     async def is_truncated() -> Any:
         return (await ask("getLensPath", **{"from": world.text, "to": GONE, "k": 10}))["truncated"]
 
     await eventually(is_truncated)
-    assert len((await ask("getLensPath", **{"from": world.text, "to": GONE, "k": 10}))["paths"]) < 7
+    assert len((await ask("getLensPath", **{"from": world.text, "to": GONE, "k": 10}))["paths"]) < 6
 
 
 # --- Neighbourhoods
@@ -298,6 +300,27 @@ async def test_the_graph_follows_what_happens(world: World, holdings: Holdings, 
     # What a lens misses arrives.
     holdings.add(BOB, SAMPLE_SCHEMA, "gone", schema("Found"))
     await becomes(world.text, world.digit, [["Lose"]])
+
+
+async def test_a_schema_is_read_beside_the_requests(
+    world: World, holdings: Holdings, ask: Asker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hostile megabyte takes a while to read, and nobody else waits for that: a thread of its own reads it."""
+    readers = set[threading.Thread]()
+
+    def watched(record: Any) -> Any:
+        readers.add(threading.current_thread())
+        return structure_of(record)
+
+    monkeypatch.setattr(graph_module, "structure_of", watched)
+    new = holdings.add(BOB, SAMPLE_SCHEMA, "new", schema("New", fields=schema()["fields"][:1]))
+
+    async def is_known() -> bool:
+        return (await ask.get("getLensGraph", root=new)).status_code == 200
+
+    await eventually(is_known)
+    assert readers
+    assert threading.current_thread() not in readers
 
 
 async def test_a_purged_account_leaves_nothing(world: World, holdings: Holdings, ask: Asker) -> None:

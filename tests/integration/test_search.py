@@ -185,12 +185,22 @@ async def test_loadable_from_too_many_structures(
     assert answer["total"] == 2
 
 
-@pytest.mark.parametrize("value", ["", "at://", "at://nobody.test/a.b.c/x", "x" * 3_000])
+NO_SCHEMAS = ["Digit", "s1-12", "s1-" + "A" * 40, f"at://{BOB}/{DATASET}/x", f"at://{BOB}/a.b.c/x"]
+
+
+@pytest.mark.parametrize("value", ["", "at://", "at://nobody.test/a.b.c/x", "x" * 3_000, *NO_SCHEMAS])
 async def test_odd_values_of_loadable(value: str, ask: Asker) -> None:
-    """What is no URI of a record, or of a handle that nobody has, is an error that begins with the parameter's name."""
+    """What is no schema's URI or fingerprint, or of a handle that nobody has, is an error that names the parameter.
+
+    An empty answer would say that nothing can be loaded so.
+    """
     response = await ask.get("searchDatasets", loadableAs=value)
     assert response.status_code == 400, response.text
-    assert response.json()["message"].startswith("loadableAs")
+    message = response.json()["message"]
+    assert message.startswith("loadableAs")
+    if value in NO_SCHEMAS:
+        assert "takes the AT URI of a schema or a structure's fingerprint" in message
+        assert value in message
 
 
 # --- Size

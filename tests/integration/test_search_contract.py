@@ -1,8 +1,8 @@
 """What every search engine does, checked against each of them.
 
-The embedded engine always runs. Meilisearch runs where ATDATA_TEST_MEILI_URL names a server (its key in
-ATDATA_TEST_MEILI_KEY; its indexes `datasets` and `schemas` are emptied), or where a `meilisearch` binary is on the
-PATH.
+The embedded engine always runs, by itself and with a sentence-embedding model beside it. Meilisearch runs where
+ATDATA_TEST_MEILI_URL names a server (its key in ATDATA_TEST_MEILI_KEY; its indexes `datasets` and `schemas` are
+emptied), or where a `meilisearch` binary is on the PATH.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import lsa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from postgres import TestDatabases
 
 from atdata_backend.search.base import FACETS, SORTS, BadCursor, Document, Query, Results, SearchEngine
+from atdata_backend.search.embedding import Embedder
 from atdata_backend.search.meilisearch import MeilisearchEngine
+from atdata_backend.search.semantic import SemanticEngine
 from atdata_backend.search.tantivy import TantivyEngine
 
 DAY = datetime(2026, 1, 1, tzinfo=UTC)
@@ -69,7 +73,14 @@ def meilisearch_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.wait(10)
 
 
-@pytest.fixture(params=["tantivy", "meilisearch"])
+@pytest.fixture(scope="session")
+def semantic_settings(postgres: TestDatabases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A model, and a database for its vectors. It knows none of the words here, so that nothing is near another."""
+    with postgres.database() as url:
+        yield lsa.make(tmp_path_factory.mktemp("model"), ["wug zibble", "frob quux", "blick"], 2), url
+
+
+@pytest.fixture(params=["tantivy", "semantic", "meilisearch"])
 def open_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """Opens an engine on one store, which starts empty; again and again gives further readers of it."""
     opened: list[SearchEngine] = []
@@ -78,15 +89,20 @@ def open_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open
         engine: SearchEngine
         if request.param == "tantivy":
             engine = TantivyEngine(tmp_path / "search")
+        elif request.param == "semantic":
+            model, database = request.getfixturevalue("semantic_settings")
+            engine = SemanticEngine(TantivyEngine(tmp_path / "search"), Embedder(model), database)
         else:
             url = request.getfixturevalue("meilisearch_url")
             engine = MeilisearchEngine(url, os.environ.get("ATDATA_TEST_MEILI_KEY"))
         opened.append(engine)
         return engine
 
-    if request.param == "meilisearch":
-        open_one().clear()
-        open_one().schemas.clear()
+    if request.param != "tantivy":
+        first = open_one()
+        first.clear()
+        first.schemas.clear()
+        first.close()  # an embedded index has one writer
     yield open_one
     for engine in opened:
         engine.close()
@@ -614,6 +630,27 @@ def test_facets_are_bounded(engine: SearchEngine) -> None:
     fill(engine, *(dataset(f"x{i}", tags=(f"tag{i:03}",)) for i in range(70, 120)))
     facets = engine.search(Query(facets=("tags",))).facets
     assert facets == {"tags": {f"tag{i:03}": 4 for i in range(70, 120)}}
+
+
+def test_only_some_documents(engine: SearchEngine) -> None:
+    """A query may be about some documents, or about all but some, whatever else it asks for."""
+    fill(engine, *(dataset(name, tags=(name,), description="whales") for name in ("a", "b", "c")))
+    for text in ("whales", ""):
+        some = engine.search(Query(text, uris=(uri("a"), uri("c"), uri("nowhere")), facets=("tags",)))
+        assert sorted(names(some)) == ["a", "c"]
+        assert (some.total, some.facets["tags"]) == (2, {"a": 1, "c": 1})
+        assert names(engine.search(Query(text, uris=(uri("a"),), tags=("b",)))) == []
+        assert names(engine.search(Query(text, without=(uri("a"), uri("c"))))) == ["b"]
+    first = engine.search(Query("whales", limit=1, without=(uri("a"),)))
+    second = engine.search(Query("whales", limit=1, without=(uri("a"), uri("nowhere")), cursor=first.cursor))
+    assert sorted(names(first) + names(second)) == ["b", "c"]
+
+
+def test_marks_may_be_left_out(engine: SearchEngine) -> None:
+    """Hits have no highlights where nobody will look at them."""
+    fill(engine, dataset("whales"))
+    assert engine.search(Query("whales")).hits[0].highlights
+    assert not engine.search(Query("whales", marks=False)).hits[0].highlights
 
 
 def test_facets_heed_structures(shelf: SearchEngine) -> None:

@@ -51,7 +51,7 @@ class System:
     def start_indexer(self) -> None:
         """Start it and wait until it reads the firehose."""
         started = time.time()
-        self._start("indexer", "-v")
+        self._start("indexer")
         self.until(lambda: self._is_reading(started), "the indexer to read the firehose")
 
     def kill_indexer(self) -> None:

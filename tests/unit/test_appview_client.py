@@ -7,7 +7,7 @@ import pickle
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -280,6 +280,7 @@ def test_look_ups(fake: Network, appview: AppView) -> None:
     assert fake.asked[-1][1] == {"source": [SCHEMA_URI], "equivalent": ["true"], "limit": ["50"]}
     assert appview.compare_schemas(SCHEMA_URI, SCHEMA_URI).verdict == "backward"
     assert appview.status().records == {"dataset": 3}
+    assert "'quarantine': []" in repr(appview.status())
     (similar,) = appview.similar(URI)
     assert similar.similarity is not None
     assert similar.similarity.shared_tags == ("t",)
@@ -483,6 +484,22 @@ def test_what_is_no_appview(fake: Network, appview: AppView) -> None:
         appview.status()
 
 
+def test_a_pds_is_no_appview(fake: Network, appview: AppView) -> None:
+    """What the reference implementation of one says of a method that it would pass on is understood."""
+    fake.answers["searchDatasets"] = refusal(400, "InvalidRequest", f"No service configured for {PREFIX}searchDatasets")
+    with pytest.raises(NetworkError, match="there is no AppView at this address, but a PDS; check it"):
+        list(appview.search_datasets())
+
+
+def test_https_where_http_is_spoken_is_named(fake: Network) -> None:
+    """Not in the words of OpenSSL, but with the address to write."""
+    appview = AppView(fake.url.replace("http:", "https:"))
+    for ask in (lambda: list(appview.search_datasets()), lambda: list(appview.changes())):
+        with pytest.raises(NetworkError, match=f"does not speak https; if it is http, write {fake.url}$") as error:
+            ask()
+        assert "SSL" not in str(error.value)
+
+
 def test_a_busy_appview_is_waited_for_as_long_as_it_asks(fake: Network, appview: AppView, pauses: list[float]) -> None:
     """429 with Retry-After is asked again after so many seconds; one that would be too long is an error at once."""
     busy = iter([refusal(429, "RateLimitExceeded", **{"Retry-After": "7"})])
@@ -591,6 +608,20 @@ def test_look_ups_by_uri_give_that_record(fake: Network, appview: AppView) -> No
         appview.get_dataset("digits")
 
 
+def test_what_was_found_stands_for_its_uri(fake: Network, appview: AppView) -> None:
+    """A hit goes where its URI goes; and a name where a dataset's URI does."""
+    fake.answers["similarDatasets"] = fake.answers["searchDatasets"] = {"datasets": [GOOD], "total": 1}
+    fake.answers["resolveBlobs"] = {"shards": []}
+    (hit,) = appview.search_datasets()
+    for ask in (appview.similar, lambda one: list(appview.resolve_blobs(one))):
+        for one in (hit, URI):
+            ask(one)
+            assert fake.asked[-1][1]["uri"] == [URI]
+    fake.answers["resolveDataset"] = resolved()
+    assert appview.get_dataset("@alice.test/digits").uri == URI
+    assert fake.asked[-1] == ("resolveDataset", {"dataset": ["@alice.test/digits"]})
+
+
 # --- Loading
 
 
@@ -656,7 +687,9 @@ def test_where_the_appview_fails_the_publishers_server_is_asked(published: Netwo
     by_appview = load_dataset(f"@{ALICE}/digits", appview=published.url)["train"]
     published.answers["resolveDataset"] = answer
     published.asked.clear()
-    dataset = load_dataset(f"@{ALICE}/digits", appview=published.url)["train"]
+    is_lie = any(answer is lie for lie, _ in LIES.values())
+    with pytest.warns(UserWarning, match="tell whoever runs this AppView") if is_lie else nullcontext():
+        dataset = load_dataset(f"@{ALICE}/digits", appview=published.url)["train"]
     assert [method for method in published.methods if method != "resolveDataset"] == FROM_PDS
     assert dataset.sample_type is by_appview.sample_type
     assert dataset.list_shards() == by_appview.list_shards()
@@ -669,12 +702,34 @@ def test_an_appview_that_is_down_costs_little(published: Network, pauses: list[f
     assert sum(pauses) < 10
 
 
+def test_a_record_that_is_not_what_its_cid_says_is_told(published: Network) -> None:
+    """It is not used, and the warning, at the caller's line, names record and AppView."""
+    changed = {**view(published.records[URI]), "record": answers.dataset("digits", SCHEMA_URI, "https://evil.test/x")}
+    published.answers["resolveDataset"] = resolved(dataset=changed)
+    said = f"{URI}: the AppView says that its CID is .*; what {published.url} sent was not used"
+    with pytest.warns(UserWarning, match=said) as warned:
+        dataset = load_dataset(f"@{ALICE}/digits", appview=published.url, split="train")
+    assert labels(dataset) == [0, 1, 2]
+    assert [one.filename for one in warned] == [__file__]
+    # Nor is it forgotten when the publisher's server does not help.
+    del published.records[URI]
+    with pytest.raises(MissingShardError, match=r"says that its CID is .*; without the AppView: .*neither label nor"):
+        load_dataset(f"@{ALICE}/digits", appview=published.url)
+
+
 def test_what_nobody_has_is_not_found(published: Network) -> None:
-    """The error is the one of the publisher's server, whether there is an AppView or not."""
-    published.answers["resolveDataset"] = refusal(404, "DatasetNotFound", "there is none")
-    for appview in (published.url, None):
-        with pytest.raises(MissingShardError, match="neither label nor dataset 'cats'"):
+    """The error is that of the publisher's server; with an AppView, after what that has said, which may know better."""
+    published.answers["resolveDataset"] = refusal(404, "DatasetNotFound", "did you mean digits?")
+    for appview, said in ((published.url, "did you mean digits.; without the AppView: "), (None, "")):
+        with pytest.raises(MissingShardError, match=f"{said}{ALICE} has neither label nor dataset 'cats'"):
             load_dataset(f"@{ALICE}/cats", appview=appview)
+
+
+def test_an_appview_that_is_down_is_told_where_nobody_else_helps(published: Network) -> None:
+    """Both reasons stand in the error: that of the AppView, and that of the publisher's server."""
+    published.answers["com.atproto.repo.listRecords"] = refusal(502, "UpstreamFailure")
+    with pytest.raises(NetworkError, match=r"127.0.0.1:9/.*is up; without the AppView: .*502 UpstreamFailure"):
+        load_dataset(f"@{ALICE}/digits", appview="http://127.0.0.1:9")
 
 
 def test_an_index_has_an_appview_of_its_own(published: Network) -> None:
@@ -801,17 +856,44 @@ def test_a_type_that_no_schema_can_express_is_named(appview: AppView) -> None:
             ask(Anything)
 
 
+NO_TYPES: list[tuple[Any, type[Exception], str]] = [
+    ("Kitchen", ArgumentError, "sample_type is a class, not 'Kitchen'; for a schema's AT URI write search_datasets"),
+    (3, ArgumentError, "sample_type is a class, not '3'"),
+    (dict, SchemaError, "dict is not a sample type; decorate the class"),
+    (atdata.DictSample, SchemaError, "DictSample has no fields of its own"),
+]
+
+
+@pytest.mark.parametrize(("given", "kind", "problem"), NO_TYPES)
+def test_what_is_no_sample_type_is_named(
+    appview: AppView, fake: Network, given: Any, kind: type[Exception], problem: str
+) -> None:
+    """Before anybody is asked."""
+    with pytest.raises(kind, match=problem):
+        appview.datasets_loadable_as(given)
+    if isinstance(given, type):
+        with pytest.raises(kind, match=problem):
+            appview.search_datasets(loadable_as=given)
+    assert fake.asked == []
+
+
 # --- The documentation
 
 
 def test_the_readme_shows_what_happens(published: Network, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its first example prints what its comments say, on an AppView with that dataset."""
-    (code,) = re.findall(r"## How to find datasets\n.*?```python\n(.*?)```", README, re.DOTALL)
+    """Its examples print what their comments say, on an AppView with those datasets."""
+    section = README[README.index("## How to find datasets") : README.index("class InWords")]
+    code = "".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
     calls = {**answers.dataset("Market Calls"), "size": {"samples": 6240}}
-    published.answers["searchDatasets"] = {"datasets": [view(calls)], "total": 1}
+    found = {True: published.records[URI], False: calls}
+    published.answers["searchDatasets"] = lambda query: {"datasets": [view(found["fields" in query])], "total": 1}
+    published.answers["resolveSchema"] = refusal(404, "SchemaNotFound", "nobody has published that")
+    published.answers["getSchemas"] = {"schemas": [view(published.records[SCHEMA_URI], "digit")], "notFound": []}
     code = code.replace("http://127.0.0.1:8000", published.url).replace("ada.test", "alice.test")
-    exec(compile(code, "README.md", "exec"), {})
-    assert capsys.readouterr().out.splitlines() == re.findall(r"print\(.*#\s*(.*)", code)
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    printed = [line.replace("ada.test", "alice.test") for line in re.findall(r"print\(.*#\s*(.*)", section)]
+    assert len(printed) == 3
+    assert capsys.readouterr().out.splitlines() == printed
 
 
 # --- The index
@@ -927,6 +1009,41 @@ def test_frames_that_are_none(sent: bytes | str, problem: str) -> None:
 
 
 def test_nobody_to_subscribe_to() -> None:
-    """A server that is not there, or answers with HTTP, is a NetworkError."""
-    with pytest.raises(NetworkError, match="subscribeChanges"):
-        list(AppView("http://127.0.0.1:9").changes())
+    """A server that is not there is a NetworkError, which does not advise to go on: nothing was lost."""
+    with pytest.raises(NetworkError, match=r"subscribeChanges: .* check the address, and that an AppView is up there$"):
+        list(AppView("http://127.0.0.1:9").changes(cursor=0))
+
+
+HTTP_ANSWERS: dict[str, tuple[Any, type[Exception], str]] = {
+    "a wrong parameter": (refusal(400, "InvalidRequest", "cursor: no"), NetworkError, "400 InvalidRequest cursor: no$"),
+    "too many": (refusal(429, "RateLimitExceeded", "ten"), RateLimitError, "too many requests; try again in a minute$"),
+    "another server": (Reply(b"<html>", 404), NetworkError, "there is no AppView at this address"),
+    "no WebSocket": (Reply(b"{}"), NetworkError, "answers, but with no WebSocket; check that it is an AppView$"),
+    "elsewhere": (Reply(b"", 302, headers={"Location": "http://127.0.0.1:9"}), NetworkError, "answers with a redirect"),
+    "no HTTP": (Reply(b"", 99), NetworkError, "check the address, and that an AppView is up there$"),
+}
+
+
+@pytest.mark.parametrize(("answer", "kind", "problem"), HTTP_ANSWERS.values(), ids=HTTP_ANSWERS)
+def test_subscriptions_that_are_refused(
+    fake: Network, appview: AppView, answer: Any, kind: type[Exception], problem: str
+) -> None:
+    """They fail as questions do: asking the same again would end the same way."""
+    fake.answers["subscribeChanges"] = answer
+    with pytest.raises(kind, match=problem):
+        list(appview.changes(cursor=3))
+
+
+def test_what_is_no_cursor_is_named(fake: Network, appview: AppView) -> None:
+    """Before anybody is asked."""
+    with pytest.raises(ArgumentError, match="cursor is the seq of a change, a whole number, not 'abc'"):
+        list(appview.changes(cursor="abc"))  # type: ignore[arg-type]
+    assert fake.asked == []
+
+
+def test_a_frame_that_is_too_long_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would come again, after the same cursor."""
+    monkeypatch.setattr(appview_module, "_MAX_FRAME", 10)
+    with streaming(frame("#account", seq=8, time=TIME, did=ALICE, active=True)) as (url, _):
+        with pytest.raises(NetworkError, match=r"subscribeChanges: .*too big.*; it may be newer than this library$"):
+            list(AppView(url).changes(cursor=3))

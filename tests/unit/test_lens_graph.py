@@ -13,11 +13,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from atdata.structure import Field, Structure, covers
-from atdata_appview import lens_graph
+from atdata_appview import lens_graph, projections
 from atdata_appview.lens_graph import Hop, LensGraph, Path
 from atdata_appview.projections import Projections
 
-URIS = [f"at://did:plc:a/schema/{name}" for name in "stuvwx"]
+# Of three publishers, two of whom have lenses, too.
+URIS = [f"at://did:plc:{publisher}/schema/{name}" for publisher, name in zip("abcabc", "stuvwx", strict=True)]
 
 
 def structure(*fields: str) -> Structure:
@@ -36,6 +37,15 @@ class Lens:
     target: str
     has_putter: bool = False
     is_verified: bool = False
+
+    @property
+    def uri(self) -> str:
+        return f"at://did:plc:{'abx'[self.number % 3]}/lens/{self.number}"
+
+    @property
+    def cost(self) -> tuple[bool, bool, bool]:
+        publishers = [uri.split("/")[2] for uri in (self.uri, self.source, self.target)]
+        return publishers[0] not in publishers[1:], not self.is_verified, not self.has_putter
 
 
 @dataclass
@@ -73,7 +83,13 @@ class Model:
     def paths(self, source: str, target: str, max_hops: int) -> list[tuple[Any, list[tuple[str, str, int | None]]]]:
         """Every path, the best first, with what it costs."""
         leading: dict[str, list[tuple[str, str, Lens | None]]] = {}
-        for edge in self.edges():
+        told = Counter[tuple[str, str, str]]()
+        for edge in sorted(self.edges(), key=lambda edge: (edge[2].cost, edge[2].number) if edge[2] else ()):
+            if edge[2]:
+                # The best two of a publisher between the same two.
+                told[of := (edge[0], edge[1], edge[2].uri.split("/")[2])] += 1
+                if told[of] > 2:
+                    continue
             leading.setdefault(edge[0], []).append(edge)
 
         def extend(row: list[tuple[str, str, Lens | None]], seen: list[str]) -> Iterator[Any]:
@@ -82,8 +98,7 @@ class Model:
                 cost = (
                     len(lenses),
                     len(row) - len(lenses),
-                    sum(not lens.has_putter for lens in lenses),
-                    sum(not lens.is_verified for lens in lenses),
+                    *(sum(lens.cost[i] for lens in lenses) for i in range(3)),
                     [lens.number for lens in lenses],
                 )
                 yield cost, [(a, b, lens.number if lens else None) for a, b, lens in row]
@@ -150,11 +165,13 @@ def applied(changes: list[Any]) -> tuple[Model, LensGraph]:
                 model.schemas.pop(uri, None)
                 graph.drop_schema(uri)
             case "put_lens", (number, *ends_and_flags):
-                lens = model.lenses[f"at://lens/{number}"] = Lens(number, *ends_and_flags)
-                put_lens(graph, f"at://lens/{number}", lens)
+                lens = Lens(number, *ends_and_flags)
+                model.lenses[lens.uri] = lens
+                put_lens(graph, lens.uri, lens)
             case "drop_lens", (number,):
-                model.lenses.pop(f"at://lens/{number}", None)
-                graph.drop_lens(f"at://lens/{number}")
+                uri = Lens(number, "", "").uri
+                model.lenses.pop(uri, None)
+                graph.drop_lens(uri)
     return model, graph
 
 
@@ -206,7 +223,7 @@ def test_the_best_paths_are_those_that_trying_everything_finds(changes: list[Any
         assert [rows(path) for path in found.paths] == [row for _, row in every[:k]]
         for path, (cost, row) in zip(found.paths, every, strict=False):
             assert path.lenses == cost[0]
-            assert path.is_invertible == (cost[1] == cost[2] == 0)
+            assert path.is_invertible == (cost[1] == cost[4] == 0)
             assert_consistent(model, path)
             assert (path.source, path.target) == (source, target)
             assert len(row) == len(path.hops)
@@ -307,6 +324,57 @@ def test_wider_and_narrower_are_what_comparing_all_finds(every: list[Structure],
             projections.add(one, every[one])
         assert list(projections.wider(one)) == [other for other in left if expected(other, one)]
         assert list(projections.narrower(one)) == [other for other in left if expected(one, other)]
+
+
+types = st.recursive(
+    st.builds(
+        lambda dtype, shape: ":".join(["ndarray", dtype, *shape]),
+        st.sampled_from(["uint8", "int64", "intp", "datetime64", "datetime64[s]"]),
+        st.lists(st.sampled_from("0123"), max_size=3).map(lambda dims: ["x".join(dims)] if dims else []),
+    )
+    | st.sampled_from(["int", "str", "array", "ref<at://a/b/c>"]),
+    lambda items: items.map("array<{}>".format),
+    max_leaves=3,
+)
+
+
+@given(types, types)
+@settings(max_examples=1000, deadline=None)
+def test_types_of_different_families_have_nothing_to_do_with_each_other(one: str, other: str) -> None:
+    """Neither is read as the other, unless one of them leaves something open, which only the other can fill in."""
+    families = projections._family(one), projections._family(other)
+    is_read = covers(structure(f"x:{one}"), structure(f"x:{other}"))
+    if None not in families and families[0] != families[1]:
+        assert not is_read
+
+
+@given(st.lists(structures, min_size=2, max_size=12, unique_by=lambda each: each.fingerprint), st.data())
+@settings(max_examples=200, deadline=None)
+def test_what_is_left_out_is_known_to_be(every: list[Structure], data: st.DataObject) -> None:
+    """With room for two narrower ones: what is told is right, and what is not told is among those of which there may
+    be more. Where there is room again, everything is told."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(projections, "NARROWER", 2)
+        known, here = Projections(), set[int]()
+        for number in data.draw(st.lists(st.sampled_from(range(len(every))), max_size=40)):
+            (known.remove if number in here else known.add)(number, *([] if number in here else [every[number]]))
+            here ^= {number}
+            if data.draw(st.booleans()):
+                known.settle()
+        known.settle()
+        for one, other in product(here, here):
+            is_wider = (
+                one != other
+                and covers(every[one], every[other])
+                and not {each.name for each in every[one].fields}.isdisjoint(each.name for each in every[other].fields)
+            )
+            told = other in known.narrower(one)
+            assert told == (one in known.wider(other))
+            assert is_wider or not told
+            if is_wider and not told:
+                assert len(known.narrower(one)) == 2
+                assert one in known.more_narrower
+                assert other in known.more_wider
 
 
 # --- By example
@@ -443,7 +511,7 @@ def test_thousands_of_parallel_lenses_hide_nothing() -> None:
     """The best of them are told, then the longer way around."""
     graph = LensGraph()
     for n in range(1, 3001):
-        graph.put_lens(f"at://many/{n}", n, "at://a/s/a", "at://a/s/b", is_verified=n > 2990)
+        graph.put_lens(f"at://many{n // 2}/{n}", n, "at://a/s/a", "at://a/s/b", is_verified=n > 2990)
     graph.put_lens("at://one", 5000, "at://a/s/a", "at://a/s/c")
     graph.put_lens("at://two", 5001, "at://a/s/c", "at://a/s/b")
     found = graph.paths("at://a/s/a", "at://a/s/b", 4, 10)
@@ -476,3 +544,168 @@ def test_a_schema_takes_its_lenses_along() -> None:
     graph.drop_schema("at://hub/s/x")
     assert graph.state_of("at://hub/s/x") == "missing"
     assert len(graph.paths("at://spoke/s/1", "at://spoke/s/2").paths) == 1
+
+
+def test_a_stranger_does_not_get_in_front() -> None:
+    """The lens of the schemas' publisher is first, whatever others say of theirs; of these, the verified ones."""
+    graph = LensGraph()
+    ends = "at://alice/s/full", "at://alice/s/simple"
+    graph.put_lens("at://mallory/l/claims", 1, *ends, has_putter=True)
+    graph.put_lens("at://mallory/l/verified", 2, *ends, is_verified=True)
+    graph.put_lens("at://alice/l/honest", 3, *ends)
+    graph.put_lens("at://alice/l/back", 4, *ends, has_putter=True)
+    found = graph.paths(*ends, k=10).paths
+    assert [path.hops[0].lens for path in found] == [4, 3, 2, 1]
+    assert [path.is_invertible for path in found] == [True, False, False, True]
+    assert graph.loadable_as(ends[1])[ends[0]].hops[0].lens == 4
+
+
+def test_one_publisher_does_not_crowd_out_the_others() -> None:
+    """Of a dozen lenses of one stranger between the same two schemas, two are among the best paths."""
+    graph = LensGraph()
+    ends = "at://alice/s/full", "at://alice/s/simple"
+    for n in range(12):
+        graph.put_lens(f"at://mallory/l/{n}", n, *ends, has_putter=True, is_verified=True)
+    graph.put_lens("at://bob/l/honest", 12, *ends)
+    assert [path.hops[0].lens for path in graph.paths(*ends, k=10).paths] == [0, 1, 12]
+
+
+# --- Hostile structures
+
+
+def test_of_a_field_of_many_types_few_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays of given lengths have to do with those that leave lengths open only, and nobody asks about the others."""
+    compared = Counter[str]()
+
+    def is_read_as(written: str, read: str) -> bool:
+        compared[written] += 1
+        return covers(structure(f"x:{written}"), structure(f"x:{read}"))
+
+    monkeypatch.setattr(projections, "_is_read_as", is_read_as)
+    graph = LensGraph()
+    for n in range(1, 201):
+        graph.put_schema(f"at://a/s/{n}", structure("id:int", *(f"x{i}?:ndarray:uint8:{n}" for i in range(5))))
+    assert not compared
+    graph.put_schema("at://a/s/any", structure("x0:ndarray:uint8"))
+    assert compared.total() == 2 * 200
+    graph.put_schema("at://a/s/more", structure("x0:ndarray:uint8:1000"))
+    assert compared.total() == 2 * 201
+    # And what one structure may cause has an end.
+    monkeypatch.setattr(projections, "_MEETS", 300)
+    compared.clear()
+    graph.put_schema("at://a/s/much", structure(*(f"x{i}:ndarray:int8:0" for i in range(5))))
+    assert compared.total() == 2 * 300
+
+
+def test_an_optional_field_of_many_types_is_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has it as another type is told at once, and with nobody left the next field is not looked at."""
+    looks: list[str] = []
+    less = projections._less
+    monkeypatch.setattr(projections, "_less", lambda numbers, field: looks.append(field.name) or less(numbers, field))
+    known = Projections()
+    for n in range(100):
+        known.add(n, structure("id:int", *(f"x{i}?:ndarray:uint8:{n + 1}" for i in range(20))))
+        known.settle()
+    assert len(looks) == 99  # for the first there was nobody
+    assert not any(known.wider(n) for n in range(100))
+
+
+def test_with_room_for_no_more_no_candidate_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand structures are narrower than a new one: it looks at as many as it can note."""
+    monkeypatch.setattr(projections, "NARROWER", 10)
+    known = Projections()
+    for n in range(1000):
+        known.add(n, structure(f"x{n}:int"))
+    known.settle()
+    looked: list[int] = []
+
+    class Watched(list[Any]):
+        def __getitem__(self, place: Any) -> Any:
+            looked.append(place)
+            return super().__getitem__(place)
+
+    known._required = Watched(known._required)
+    known.add(1000, structure(*(f"x{n}:int" for n in range(1000))))
+    known.settle()
+    assert len(known.narrower(1000)) == 10
+    assert len([place for place in looked if place != 1000]) == 10
+
+
+def test_a_structure_that_takes_long_to_look_at_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates that are nearly narrower cost their fields; when that is too much, it is said, and not for ever."""
+    known = Projections()
+    for n in range(20):
+        known.add(n, structure(*(f"x{i}:int" for i in range(90) if i != n), "z:int"))
+    known.add(20, structure("x50:int"))
+    known.settle()
+    monkeypatch.setattr(projections, "_LOOKS", 1000)
+    known.add(21, structure(*(f"x{i}:int" for i in range(99))))
+    known.settle()
+    assert not known.narrower(21)
+    assert 21 in known.more_narrower
+    assert 20 in known.more_wider
+    monkeypatch.undo()
+    known.remove(21)
+    known.add(21, structure(*(f"x{i}:int" for i in range(99))))
+    assert list(known.narrower(21)) == [20]
+    assert not known.more_narrower
+    assert not known.more_wider
+
+
+def test_decoys_hide_nothing_unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where others have taken all the room for projections, answers are truncated; when they go, it is there."""
+    monkeypatch.setattr(projections, "NARROWER", 5)
+    graph = LensGraph()
+    graph.put_schema("popular", structure(*(f"c{n}:int" for n in range(9))))
+    for n in range(5):
+        graph.put_schema(f"decoy{n}", structure(f"c{n}:int", "c8:int"))
+    assert not graph.paths("popular", "decoy0").is_truncated
+    graph.settle()
+    graph.put_schema("honest", structure("c0:int", "c1:int"))
+    graph.put_lens("at://a/l/on", 1, "honest", "end")
+    for target in ("honest", "end"):
+        assert graph.paths("popular", target) == lens_graph.Paths((), is_truncated=True)
+        assert graph.loadable_as(target).is_truncated
+    assert graph.neighbourhood("popular").is_truncated
+    assert graph.neighbourhood("honest").is_truncated
+    assert not graph.paths("honest", "end").paths[0].hops[1:]
+    graph.drop_schema("decoy3")
+    for target in ("honest", "end"):
+        assert len(graph.paths("popular", target).paths) == 1
+        assert graph.key_of("popular") in graph.loadable_as(target)
+        assert not graph.paths("popular", target).is_truncated
+        assert not graph.loadable_as(target).is_truncated
+
+
+def test_paths_are_priced_by_looking_at_each_lens_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where everything arrives at everything over one narrower structure, that is not tried one by one."""
+    monkeypatch.setattr(lens_graph, "STEPS", 1000)
+    looked = [0]
+
+    class Watched(dict[Any, Any]):
+        def items(self) -> Any:
+            looked[0] += len(self)
+            return super().items()
+
+        def __iter__(self) -> Iterator[Any]:
+            looked[0] += len(self)
+            return super().__iter__()
+
+    bundled = lens_graph._Pick.bundled
+
+    def watched(pick: Any, lenses: Any) -> Any:
+        return {source: Watched(targets) for source, targets in bundled(pick, lenses).items()}
+
+    monkeypatch.setattr(lens_graph._Pick, "bundled", watched)
+    graph, ends = LensGraph(), [("start", "hub"), ("hub", "end")]
+    graph.put_schema("narrow", structure("id:int"))
+    for n in range(200):
+        graph.put_schema(f"wide{n}", structure("id:int", f"field{n}:int"))
+        ends += [("hub", f"wide{n}"), (f"wide{n}", "hub"), ("narrow", f"wide{n}")]
+    for n, (source, target) in enumerate(ends):
+        graph.put_lens(f"at://lens/{n}", n, source, target)
+    found = graph.paths("start", "end", 8, 10)
+    assert [path.lenses for path in found.paths] == [2]
+    assert found.is_truncated
+    # Paths of up to 8 lenses, each lens looked at twice to find a price, and then so many steps.
+    assert looked[0] <= 2 * sum(range(9)) * len(ends) + 2 * 1000

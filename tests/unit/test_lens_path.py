@@ -175,6 +175,40 @@ def test_what_needs_no_code_needs_none(fake: Network) -> None:
     assert [sample.label for sample in dataset.as_type(Full)] == ["n0", "n1", "n2"]
 
 
+@atdata.packable
+class Score:
+    """Narrower than the dataset's structure, which has it; nobody has published it."""
+
+    score: float
+
+
+def test_a_narrower_type_that_nobody_published_needs_no_lens(fake: Network) -> None:
+    """What `datasets_loadable_as(T)` finds by its fields, `as_type(T)` reads, as `load(T)` does."""
+    fake.answers["getLensPath"] = refusal(404, "SchemaNotFound", "to: no schema of it is here")
+    dataset = load_dataset(URI, appview=fake.url, split="train")
+    scores = dataset.as_type(Score)
+    assert [(type(sample), sample.score) for sample in scores] == [(Score, 0.0), (Score, 0.5), (Score, 1.0)]
+    # Also after a lens, whose samples are read as the narrower type.
+    register_simplify()
+    full = Dataset[Full](f"{fake.url}/full.tar").as_type(Simple)
+    full._appview = fake.url
+    assert [sample.score for sample in full.as_type(Score)] == [0.0, 0.5, 1.0]
+
+
+def test_where_lenses_are_missing_a_type_that_needs_none_is_told_of(
+    fake: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an AppView, or with one that fails, nobody knows what a lens would do; one may still load directly."""
+    monkeypatch.setattr("atdata.network._pause", lambda _: None)
+    fake.answers["getLensPath"] = refusal(500, "InternalServerError")
+    advice = r"; or read the samples as they are stored: load_dataset\(uri, Score\)$"
+    for dataset in (Dataset[Full](f"{fake.url}/full.tar"), load_dataset(URI, appview=fake.url, split="train")):
+        with pytest.raises(LensError, match=f"leads from Full to Score; .*{advice}"):
+            dataset.as_type(Score)
+        with pytest.raises(LensError, match=r"[^)]$"):
+            dataset.as_type(Named)
+
+
 def test_a_projection_after_a_lens(fake: Network) -> None:
     """Samples of the lens's type are read as the narrower one; putting back keeps what that does not know."""
     register_simplify()

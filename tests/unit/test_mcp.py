@@ -6,16 +6,18 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import answers
 import pytest
 from answers import ALICE, Network, hop, lens, path, refusal, serving, view
+from click import Choice
 from click.testing import CliRunner
 from mcp import Client, StdioServerParameters, stdio_client
 from shard_files import Digit, Labelled
 
 from atdata import AppView
+from atdata.appview import Sort
 from atdata.cli import cli
 from atdata.mcp_server import make_server
 from atdata.nsid import DATASET, SAMPLE_SCHEMA
@@ -112,6 +114,18 @@ async def test_searching(fake: Network) -> None:
     assert "fewer" in (await ask(fake, "search_datasets", query="nothing"))["hint"]
 
 
+async def test_a_record_of_any_size_is_an_answer_of_some_lines(fake: Network) -> None:
+    """A model reads all of it, whatever its publisher wrote."""
+    noise = {"name": "n" * 100_000, "tags": ["t" * 1000] * 500, "license": "l" * 100_000}
+    hostile = view({**answers.dataset("digits", SCHEMA_URI), **noise, "description": "d" * 500_000})
+    fake.answers["searchDatasets"] = {"datasets": [hostile], "total": 1}
+    fake.answers["resolveDataset"] = {"dataset": hostile}
+    found = await ask(fake, "search_datasets", query="digits")
+    assert found["datasets"][0]["tags"][-1] == "and 480 more"
+    assert len(json.dumps(found)) < 10_000
+    assert len(json.dumps(await ask(fake, "get_dataset", dataset="@alice.test/digits"))) < 50_000
+
+
 async def test_one_dataset(fake: Network) -> None:
     """By name or URI: in full, with the fields of its samples and the line that loads it."""
     answer = await ask(fake, "get_dataset", dataset="@alice.test/digits")
@@ -143,7 +157,7 @@ async def test_paths_and_neighbours(fake: Network) -> None:
     assert set(projection) == {"projection_to"}
     fake.answers["getLensPath"] = answers.paths()
     assert "write one" in (await ask(fake, "find_lens_path", source=SCHEMA_URI, target=SCHEMA_URI))["hint"]
-    (similar,) = (await ask(fake, "similar_datasets", dataset="@alice.test/digits", limit=999))["datasets"]
+    (similar,) = (await ask(fake, "similar_datasets", dataset="@alice.test/digits", limit=50))["datasets"]
     assert (similar["shared_tags"], similar["same_structure"]) == (["vision"], True)
     assert fake.asked[-1][1] == {"uri": [URI], "limit": ["50"]}
 
@@ -153,7 +167,14 @@ ERRORS = [
     ("get_schema", {"schema": "digits"}, None, "An AT URI is like"),
     ("search_datasets", {}, refusal(429, "RateLimitExceeded"), "Wait a minute"),
     ("search_datasets", {}, refusal(500, "InternalServerError"), "the AppView may be down"),
-    ("search_datasets", {"limit": "many"}, None, "limit"),
+    ("search_datasets", {"limit": "many"}, None, "search_datasets: limit: Input should be a valid integer"),
+    ("search_datasets", {"limit": 0}, None, "limit is from 1 to 50, not 0"),
+    ("similar_datasets", {"dataset": "@alice.test/digits", "limit": 51}, None, "limit is from 1 to 50, not 51"),
+    ("search_datasets", {"q": "speach"}, None, "takes no argument 'q'; did you mean query? It takes query, tags"),
+    ("search_datasets", {"license": "MIT"}, None, "takes no argument 'license'; did you mean licenses?"),
+    ("get_dataset", {"uri": URI}, None, "takes no argument 'uri'; did you mean dataset?"),
+    ("find_lens_path", {"xyz": 1}, None, "takes no argument 'xyz'. It takes source, target, max_hops"),
+    ("get_dataset", {}, None, "get_dataset: dataset is missing. It takes dataset."),
 ]
 
 
@@ -166,7 +187,12 @@ async def test_errors_are_the_tools_and_say_what_to_try(
         fake.answers = dict.fromkeys(fake.answers, answer)
     result = await call(fake, tool, **arguments)
     assert result.is_error
-    assert problem in result.content[0].text
+    said = result.content[0].text
+    assert problem in said
+    assert "pydantic" not in said
+    assert "\n" not in said
+    # What was asked for by mistake is not asked of anybody.
+    assert answer is not None or not fake.asked
 
 
 async def test_over_standard_input_and_output(fake: Network) -> None:
@@ -229,3 +255,26 @@ def test_searching_for_programs(fake: Network) -> None:
     assert (found["uri"], found["record"]["license"]) == (URI, "MIT")
     fake.answers["searchDatasets"] = {"datasets": [], "total": 0}
     assert "nothing found" in CliRunner().invoke(cli, ["search", "x", "--appview", fake.url]).output
+
+
+def test_filters_in_a_terminal(fake: Network) -> None:
+    """They arrive as the AppView takes them, those of which it takes several several times."""
+    given = ["--tag", "a", "--tag", "b", "--license", "MIT", "--license", "CC0-1.0", "--publisher", "alice.test"]
+    given += ["--schema", SCHEMA_URI, "--sort", "newest"]
+    assert CliRunner().invoke(cli, ["search", "x", *given, "--appview", fake.url]).exit_code == 0
+    assert fake.asked[0][1] == {
+        "q": ["x"],
+        "tags": ["a", "b"],
+        "licenses": ["MIT", "CC0-1.0"],
+        "publishers": ["alice.test"],
+        "schemas": [SCHEMA_URI],
+        "sort": ["newest"],
+        "limit": ["50"],
+    }
+    shown = {"datasets": [view(answers.dataset(), path=path())], "total": 1}
+    fake.answers["searchDatasets"] = shown
+    done = CliRunner().invoke(cli, ["search", "--loadable-as", SCHEMA_URI, "--appview", fake.url])
+    assert (done.exit_code, fake.asked[1][1]["loadableAs"]) == (0, [SCHEMA_URI]), done.output
+    (sort,) = [one.type for one in cli.commands["search"].params if one.name == "sort"]
+    assert isinstance(sort, Choice)
+    assert tuple(sort.choices) == get_args(Sort)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import threading
@@ -311,6 +312,16 @@ def test_filters(fake: FakeServer, engine: MeilisearchEngine) -> None:
         "bytes <= 7",
         "created >= 1000000",
     ]
+
+
+def test_documents_are_named_by_their_ids(fake: FakeServer, engine: MeilisearchEngine) -> None:
+    """Only some documents, or all but some, are asked for by the hashes that are their ids; marks only where wanted."""
+    engine.apply([dataset(1)], [])
+    engine.search(Query("x", uris=("at://a", "at://b"), without=("at://c",), marks=False))
+    asked = fake.searches()[0]
+    a, b, c = (hashlib.sha256(uri).hexdigest() for uri in (b"at://a", b"at://b", b"at://c"))
+    assert asked["filter"] == [f'id IN ["{a}", "{b}"]', f'id NOT IN ["{c}"]']
+    assert "attributesToHighlight" not in asked
 
 
 def test_facets_are_disjunctive(fake: FakeServer, engine: MeilisearchEngine) -> None:

@@ -145,3 +145,13 @@ def test_whatever_stands_in_an_answer(data: st.DataObject) -> None:
     if hasattr(value, "check"):
         with suppress(NetworkError):
             assert value.check() is value
+
+
+@pytest.mark.parametrize(
+    ("name", "type_"), [("a", "array<" * 100_000 + "str" + ">" * 100_000), ("\ud800", "str"), ("a", "\udfff")]
+)
+def test_a_structure_that_no_schema_has(name: str, type_: str) -> None:
+    """Arrays without end and halves of characters are an AppView's mistake, told as any other."""
+    part = Part({"fields": [{"name": name, "type": type_, "optional": False}]}, "compareSchemas")
+    with pytest.raises(NetworkError, match="arrays within|half a character"):
+        read_structure(part)

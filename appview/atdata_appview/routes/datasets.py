@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from atdata.atmosphere.uri import AtUri
+from atdata.nsid import kind_of
 from atdata_appview.errors import DatasetNotFound, InvalidRequest
 from atdata_appview.lens_graph import Path
 from atdata_appview.models import Match, Record
@@ -17,6 +20,7 @@ from atdata_appview.services import Services
 from atdata_backend.search import text
 from atdata_backend.search.base import Query
 
+_FINGERPRINT: Final = re.compile(r"s1-[0-9a-f]{40}")
 # Structures that a search looks for: each takes some microseconds.
 _STRUCTURES: Final = 300
 
@@ -72,6 +76,12 @@ async def _target(services: Services, given: str) -> _Target:
         (given,) = await filter_uris(services.store, "loadableAs", [given])
     graph = services.graph
     if given not in graph:
+        is_uri = given.startswith("at://")
+        if not (kind_of(AtUri.parse(given).collection) == "schema" if is_uri else _FINGERPRINT.fullmatch(given)):
+            raise InvalidRequest(
+                f"loadableAs: takes the AT URI of a schema or a structure's fingerprint, s1- and 40 hexadecimal digits "
+                f"in lower case, not {given[:200]}; searchSchemas finds schemas by name"
+            )
         # Neither the schema is here nor a lens that names it. Datasets that do are of whatever structure it has.
         return _Target(given, {given: Path(given, given, given, given)}, False)
     found = graph.loadable_as(given, limit=_STRUCTURES)

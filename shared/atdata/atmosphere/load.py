@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeVar
@@ -22,7 +23,7 @@ from atdata.atmosphere.records import (
     StorageS3,
 )
 from atdata.atmosphere.uri import AtUri, BlobUri
-from atdata.errors import NetworkError, NotFoundError, RecordError, SampleError, SourceError, UriError
+from atdata.errors import NetworkError, NotFoundError, RecordError, SampleError, SourceError, UriError, redacted
 from atdata.nsid import Kind
 from atdata.protocols import DataSource
 from atdata.sources import PublicS3Source, S3Source, URLSource, expand, literal, scheme_of
@@ -355,23 +356,44 @@ def resolve_path(path: str, client: AtmosphereClient, appview: AppView | None = 
 
     *path* is the AT URI of a dataset, of a label or of a blob, which has no schema, or `@handle/name` with an optional
     `@version`: the newest label of this name, else the newest dataset. *appview* is asked first, once, and the server
-    of the repository when that does not answer, does not know it, or sends what cannot be right; our own server has the
-    only word on what is ours, for it knows that first. Raises NotFoundError, a LookupError, when there is none,
-    UriError, a ValueError, for another path, and as `DatasetLoader.to_dataset` does.
+    of the repository when that does not answer, does not know it, or, with a warning, sends what cannot be right; our
+    own server has the only word on what is ours, for it knows that first. Raises NotFoundError, a LookupError, when
+    there is none, UriError, a ValueError, for another path, and as `DatasetLoader.to_dataset` does; where neither knew,
+    the error says what each said.
     """
     if path.startswith("at://") and path.split("/")[3:4] == ["blob"]:
         blob = BlobUri.parse(path)
         return ResolvedPath(client.blob_source([{"did": blob.did, "cid": blob.cid}]), None)
-    if appview is not None and not _is_own(path, client):
-        try:
-            with network.deadline(_PATIENCE):
-                found = appview.resolve_dataset(path)
-        except NetworkError:
-            pass
-        else:
-            view, schema = found.dataset, found.schema
-            source = DatasetLoader(client).source(view.stored)
-            return ResolvedPath(source, view.schema_ref, None if schema is None else schema.stored)
+    if appview is None or _is_own(path, client):
+        return _from_repository(path, client)
+    try:
+        with network.deadline(_PATIENCE):
+            found = appview.resolve_dataset(path)
+    except NetworkError as e:
+        refusal = e
+    else:
+        view, schema = found.dataset, found.schema
+        source = DatasetLoader(client).source(view.stored)
+        return ResolvedPath(source, view.schema_ref, None if schema is None else schema.stored)
+    try:
+        resolved = _from_repository(path, client)
+    except NetworkError as e:
+        # A status is of one answer; this is of two.
+        kind = NetworkError if isinstance(e, network.StatusError) else type(e)
+        raise kind(f"{refusal}; without the AppView: {e}") from e
+    from atdata.views import FalseAnswerError  # which brings the index, and that this module
+
+    if isinstance(refusal, FalseAnswerError):
+        # `load_dataset` is called three levels above.
+        warnings.warn(
+            f"{refusal}; what {redacted(appview.url)} sent was not used, but what the publisher's own server has; "
+            "tell whoever runs this AppView, or use another one",
+            stacklevel=4,
+        )
+    return resolved
+
+
+def _from_repository(path: str, client: AtmosphereClient) -> ResolvedPath:
     parsed = AtUri.parse(_named(client, path) if path.startswith("@") else path)
     if nsid.kind_of(parsed.collection) == "label":
         label = LabelLoader(client).get(parsed).reading.value

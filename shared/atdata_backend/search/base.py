@@ -70,7 +70,7 @@ class Query:
     others one of them. ``fields`` takes ``name``, ``name:type`` or ``name:type:dtype``. Case makes no difference,
     but in ``schemas``, ``structures`` and ``publishers``. None of ``structures`` is any; ``structures`` may change from
     page to page. ``uris`` are the only documents in question, none is any; those in ``without``, which may change from
-    page to page, are not.
+    page to page, are not. Without ``marks``, hits have no highlights.
     """
 
     text: str = ""
@@ -93,6 +93,7 @@ class Query:
     cursor: str | None = None
     uris: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    marks: bool = True
 
 
 @dataclass(frozen=True, slots=True)

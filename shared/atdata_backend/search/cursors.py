@@ -16,7 +16,7 @@ _FOREIGN = "this is not a cursor from here; ask again without it"
 
 
 # The page, the facets, and what may change from page to page.
-_FREE = {"cursor", "limit", "facets", "structures", "without"}
+_FREE = {"cursor", "limit", "facets", "structures", "without", "marks"}
 _decisive = attrgetter(*(field.name for field in fields(Query) if field.name not in _FREE))
 
 

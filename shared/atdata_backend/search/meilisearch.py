@@ -313,6 +313,9 @@ def _filters(query: Query) -> dict[str, list[str]]:
         ("structure", query.structures),
     ):
         filters[name] = [f"{name} IN [{', '.join(map(_literal, values))}]"] if values else []
+    for name, uris, operator in (("uris", query.uris, "IN"), ("without", query.without, "NOT IN")):
+        ids = ", ".join(_literal(_id(text.clean(uri))) for uri in uris)
+        filters[name] = [f"id {operator} [{ids}]"] if uris else []
     bounds = []
     amounts = {"samples": (query.min_samples, query.max_samples), "bytes": (query.min_bytes, query.max_bytes)}
     for name, (low, high) in amounts.items():
@@ -417,7 +420,7 @@ class _Search:
             asking["sort"] = [f"{self._by[0]}:{'desc' if self._by[1] else 'asc'}", "tie:asc"]
         else:
             asking["showRankingScore"] = True
-        if self._words:
+        if self._words and self._query.marks:
             asking |= {
                 "attributesToHighlight": ["name", "description"],
                 "attributesToCrop": ["description"],
