@@ -81,7 +81,7 @@ class AtdataError(Exception):
     """The base of every error that this project raises on purpose."""
 
     def __init__(self, *args: Any) -> None:
-        # Here, so that no message can be forgotten: errors end up in logs, notebooks and terminals, and quote strangers.
+        # Here, so that no message can be forgotten: errors quote strangers, and end up in logs and terminals.
         super().__init__(*(_CONTROL.sub("\ufffd", redacted(arg)) if isinstance(arg, str) else arg for arg in args))
 
 

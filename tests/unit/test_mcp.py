@@ -116,8 +116,8 @@ async def test_searching(fake: Network) -> None:
 
 async def test_a_record_of_any_size_is_an_answer_of_some_lines(fake: Network) -> None:
     """A model reads all of it, whatever its publisher wrote."""
-    noise = {"name": "n" * 100_000, "tags": ["t" * 1000] * 500, "license": "l" * 100_000}
-    hostile = view({**answers.dataset("digits", SCHEMA_URI), **noise, "description": "d" * 500_000})
+    noise = {"tags": ["t" * 1000] * 500, "license": "l" * 100_000, "description": "d" * 500_000}
+    hostile = view({**answers.dataset("digits", SCHEMA_URI), **noise})
     fake.answers["searchDatasets"] = {"datasets": [hostile], "total": 1}
     fake.answers["resolveDataset"] = {"dataset": hostile}
     found = await ask(fake, "search_datasets", query="digits")
