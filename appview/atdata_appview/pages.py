@@ -21,13 +21,13 @@ from urllib.parse import quote, urlencode, urlsplit
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from atdata import __version__, nsid
 from atdata.atmosphere import records
 from atdata.atmosphere.uri import AtUri
-from atdata.errors import UriError
+from atdata.errors import NetworkError, UriError
 from atdata.nsid import Kind
 from atdata_appview import docs
 from atdata_appview.errors import NotFound, RequestError
@@ -36,6 +36,7 @@ from atdata_appview.lens_table import State
 from atdata_appview.models import NO_HANDLE, Delay, Record, SearchPage, Status
 from atdata_appview.replies import cacheable
 from atdata_appview.routes.datasets import search_query
+from atdata_appview.routes.lookups import resolve_dataset
 from atdata_appview.routes.parameters import record_uris
 from atdata_appview.routes.xrpc import checked_params
 from atdata_appview.services import Services
@@ -89,6 +90,7 @@ _SHOWN_SHARDS = 50
 _SHOWN_FIELDS = 200
 _SHOWN_TAGS = 50
 _SHOWN_RELATED = 20
+_SHOWN_LIKE = 3
 _SHOWN_LOADABLE = 100
 _SHOWN_NAME = 300
 _SHOWN_TEXT = 20_000
@@ -282,6 +284,11 @@ class Shard:
 async def dataset(request: Request) -> Response:
     """One dataset: what it is, what its samples hold, where they are, and how to load them."""
     services: Services = request.app.state.services
+    if request.path_params["authority"].startswith("@"):
+        # As people name it everywhere else.
+        name = "{authority}/{rkey}".format_map(request.path_params)
+        found = await resolve_dataset(services, {"dataset": name})
+        return RedirectResponse(page_path(found["dataset"]["uri"]) or "/", 302)
     row = await _record_at(request, "dataset")
     reading, pretty = await _apart([row], lambda: (_dataset(row), _pretty(row)))
     schema = (await services.store.records([reading.schema_ref], "schema")).get(reading.schema_ref)
@@ -292,9 +299,11 @@ async def dataset(request: Request) -> Response:
     shards, more_shards = _shards(row, reading.storage)
     fields, more_fields = ([], 0) if schema_value is None else _fields(schema_value)
     refs = [field.ref for field in fields if field.ref]
+    like_it = await _like(services, row)
     return await _page(
         request,
         "dataset.html",
+        like_it=await _apart(like_it, lambda: [Card(record, _summary(record), {}) for record in like_it]),
         row=row,
         dataset=reading,
         name=titled(reading.name, row.rkey),
@@ -312,6 +321,15 @@ async def dataset(request: Request) -> Response:
         labels=label_values,
         json=pretty,
     )
+
+
+async def _like(services: Services, row: Record) -> list[Record]:
+    """Datasets that are most like that of *row*; none while the search engine does not answer."""
+    try:
+        found = await services.search.similar(row.uri, _SHOWN_LIKE)
+    except NetworkError:
+        found = None
+    return [match.record for match in found[1]] if found else []
 
 
 async def schema(request: Request) -> Response:

@@ -19,6 +19,7 @@ from psycopg.types.json import Jsonb
 from atdata import nsid
 from atdata.atmosphere import records
 from atdata.nsid import DATASET, LABEL, LENS, SAMPLE_SCHEMA, STORAGE_BLOBS, STORAGE_EXTERNAL, STORAGE_HTTP, STORAGE_S3
+from atdata_appview.pages import page_path
 from atdata_appview.settings import AppViewSettings
 from atdata_backend.search.tantivy import TantivyEngine
 
@@ -297,6 +298,27 @@ async def test_fields_that_were_left_empty_do_not_count(holdings: Holdings, ask:
 
 
 # --- One dataset
+
+
+async def test_a_dataset_by_its_name(holdings: Holdings, ask: Asker) -> None:
+    """As people write it everywhere else; who mistypes it is told what there is."""
+    uri = holdings.add(ALICE, DATASET, "x", dataset("digits"))
+    answer = await ask.client.get("/dataset/@alice.test/digits")
+    assert (answer.status_code, answer.headers["location"]) == (302, page_path(uri))
+    wrong = await ask.client.get("/dataset/@alice.test/digts")
+    assert wrong.status_code == 404
+    assert "did you mean digits?" in Page(wrong.text).text
+
+
+async def test_datasets_like_it(holdings: Holdings, ask: Asker) -> None:
+    """A page leads on to what has most in common with it, the most first, and to nothing where nothing has."""
+    uri = holdings.add(ALICE, DATASET, "x", dataset("Bird song", tags=["audio"]))
+    assert "Datasets like it" not in await ask.page(page_path(uri) or "")
+    holdings.add(BOB, DATASET, "z", dataset("Tax returns"))
+    other = holdings.add(BOB, DATASET, "y", dataset("Bird calls", tags=["audio"]))
+    page = Page(await ask.page(page_path(uri) or ""))
+    assert page.links["Bird calls"] == page_path(other)
+    assert page.text.index("Bird calls") < page.text.index("Tax returns")
 
 
 @pytest.mark.parametrize("authority", [ALICE, "alice.test"])
