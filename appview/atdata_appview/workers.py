@@ -150,8 +150,10 @@ class _Process:
 
 def _serve(connection: socket.socket, open: Callable[[], Served]) -> None:
     """Answer until the socket is closed, which it also is when the other process is gone."""
-    # Ctrl-C reaches all processes of a terminal: the first one tells us when it has finished.
+    # Ctrl-C reaches all processes of a terminal, and systemd's SIGTERM all of a service: the first one tells us when it
+    # has finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     served = open()
     with connection, connection.makefile("rb") as calls, suppress(ConnectionError):
         while length := calls.read(_LENGTH.size):

@@ -108,6 +108,14 @@ async def test_a_dead_process_is_replaced(processes: Processes) -> None:
     assert await processes.call("pid") != pid
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_signals_that_all_processes_get_end_the_first_one_only(processes: Processes, number: int) -> None:
+    """Calls that run are answered."""
+    pid = await processes.call("pid")
+    os.kill(pid, number)
+    assert await processes.call("pid") == pid
+
+
 async def test_the_call_that_a_process_died_of_is_made_once_more(processes: Processes, tmp_path: Path) -> None:
     """By another one."""
     pid = await processes.call("pid")
