@@ -132,11 +132,15 @@ class GraphKeeper:
                 await asyncio.sleep(0)
         for uris in _some(list(dict.fromkeys(change.uri for change in changes if change.kind == "schema"))):
             schemas = await self._store.graph_schemas(uris)
-            _put_schemas(graph, schemas.items())
+            # Hostile ones take long to read, and long enough, one by one, to be put in.
+            structures = await asyncio.to_thread(_structures, schemas.items())
             for uri in uris:
-                if uri not in schemas:
+                if uri in structures:
+                    graph.put_schema(uri, structures[uri])
+                else:
                     graph.drop_schema(uri)
-            graph.settle()
+                graph.settle()
+                await asyncio.sleep(0)
         for uris in _some(list(dict.fromkeys(change.uri for change in changes if change.kind == "lens"))):
             lenses = await self._store.graph_lenses(uris)
             _put_lenses(graph, lenses.values())
@@ -152,8 +156,8 @@ def _some(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
 
 
 def _put_schemas(graph: LensGraph, rows: Iterable[tuple[str, str]]) -> None:
-    for uri, json in rows:
-        graph.put_schema(uri, _structure(uri, json))
+    for uri, structure in _structures(rows).items():
+        graph.put_schema(uri, structure)
 
 
 def _put_lenses(graph: LensGraph, rows: Iterable[GraphLens]) -> None:
@@ -164,6 +168,10 @@ def _put_lenses(graph: LensGraph, rows: Iterable[GraphLens]) -> None:
             )
         else:
             graph.drop_lens(row.uri)
+
+
+def _structures(rows: Iterable[tuple[str, str]]) -> dict[str, Structure | None]:
+    return {uri: _structure(uri, json) for uri, json in rows}
 
 
 def _structure(uri: str, json: str) -> Structure | None:

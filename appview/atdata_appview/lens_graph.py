@@ -5,8 +5,9 @@ and that is not here, or one that cannot be read. An edge is a lens; several bet
 Where a structure is wider than another, there is an edge without a lens, a projection (see `projections`).
 
 A path is a row of lenses, with at most one projection before each and one at the end, that passes no node twice. Of two
-paths the better one has fewer lenses; then fewer projections; then fewer lenses without a putter; then fewer that are
-not verified; then lenses that came here earlier.
+paths the better one has fewer lenses; then fewer projections; then fewer strangers' lenses, of whoever published
+neither of the lens's schemas; then fewer that are not verified; then fewer without a putter; then lenses that came here
+earlier. Between the same two nodes, there are two lenses of one publisher at most.
 
 Anybody can publish schemas with thousands of lenses, or such as everything can be read as. So a question stops when it
 has looked at so many things, and then says so.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -38,6 +39,9 @@ STEPS: Final = 10_000
 # What a drawing shows of the lenses between the same two nodes, and of the projections at one.
 _PARALLEL: Final = 10
 _PROJECTED: Final = 50
+
+# Lenses of one publisher between the same two nodes that are told as different paths: more would crowd out others'.
+_OF_ONE: Final = 2
 
 # Answers of `loadable_as` that are kept until the graph changes.
 _KEPT: Final = 64
@@ -146,7 +150,7 @@ class LensGraph:
 
     def __init__(self) -> None:
         self._table = LensTable()
-        self._loadable: OrderedDict[tuple[str, int, int], tuple[int, Loadable]] = OrderedDict()
+        self._loadable: OrderedDict[tuple[str, int, int], tuple[tuple[int, int], Loadable]] = OrderedDict()
         self.put_schema = self._table.put_schema
         self.drop_schema = self._table.drop_schema
         self.put_lens = self._table.put_lens
@@ -216,6 +220,7 @@ class LensGraph:
 
     def paths(self, source: str, target: str, max_hops: int = 4, k: int = 1) -> Paths:
         """The best *k* paths of at most *max_hops* lenses."""
+        self.settle()
         start, end = self._node(source), self._node(target)
         search = _Search(self._table, start, end)
         rows = search.run(max_hops, k)
@@ -230,11 +235,12 @@ class LensGraph:
         That is right, and longer than need be.
         """
         node = self._node(name)
-        asked = name, max_hops, limit
+        self.settle()
+        asked, now = (name, max_hops, limit), (self._table.version, self._table.projections.repairs)
         version, found = self._loadable.pop(asked, (None, None))
-        if found is None or version != self._table.version:
+        if found is None or version != now:
             found = _loadable(self._table, node, self._schema(name, node), max_hops, limit)
-        self._loadable[asked] = self._table.version, found
+        self._loadable[asked] = now, found
         if len(self._loadable) > _KEPT:
             self._loadable.popitem(last=False)
         return found
@@ -243,13 +249,18 @@ class LensGraph:
         self, root: str, depth: int = 1, direction: Direction = "both", max_nodes: int = 150, max_edges: int = 300
     ) -> Neighbourhood:
         """What lies within *depth* hops of *root*. Beyond it, projections lead to and from nodes with lenses only."""
+        self.settle()
         walk = _Walk(self._table, self._node(root), direction, max_nodes, max_edges)
         walk.run(depth)
         nodes = {self._table.keys[node]: distance for node, distance in walk.distances.items()}
         return Neighbourhood(nodes, tuple(walk.hops()), walk.is_truncated)
 
     def settle(self) -> None:
-        """Do now what the next question would do first: after many changes, that takes a while."""
+        """Do now what the next question would do first: after many changes, that takes a while.
+
+        After the removal of a structure that had kept others out, it takes several times, and until then answers that
+        this could change are truncated.
+        """
         self._table.projections.settle()
 
 
@@ -274,7 +285,7 @@ def _path(table: LensTable, row: _Row, source_schema: str, target_schema: str) -
 def _hop(table: LensTable, lens: int) -> Hop:
     source, target = table.source.schema.raw[lens], table.target.schema.raw[lens]
     ends = table.key_of(source), table.key_of(target), table.uris[source], table.uris[target]
-    return Hop(*ends, table.numbers.raw[lens], table.costs.raw[lens] < NO_PUTTER)
+    return Hop(*ends, table.numbers.raw[lens], not table.costs.raw[lens] & NO_PUTTER)
 
 
 def _any_schema(table: LensTable, node: int) -> str:
@@ -318,8 +329,8 @@ def _ends(table: LensTable, lenses: Numbers) -> tuple[Numbers, Numbers, Numbers]
 # --- Paths from one node to another
 
 
-# What a path costs, its lenses apart: one number that compares as (projections, without putter, not verified).
-_PROJECTION: Final = 1 << 16
+# What a path costs, its lenses apart: one number that compares as (projections, then as what a lens costs).
+_PROJECTION: Final = 1 << 24
 _NEVER: Final = 1 << 62
 
 
@@ -341,6 +352,8 @@ class _Side:
         self.lenses: list[Numbers] = []
         self.new = self.reached[0]
         self.is_truncated = False
+        #: Whether there may be projections of which nobody knows.
+        self.is_incomplete = False
         self._next: BitMap | None = None
 
     @property
@@ -371,6 +384,8 @@ class _Side:
             self.is_truncated = True
             new = new[:STEPS]
         found = new | _union(related(node) for node in new)
+        more = projections.more_narrower if self.is_start else projections.more_wider
+        self.is_incomplete |= more.intersect(new)
         before = self.projected[-1] if self.projected else BitMap()
         self.projected.append(before | found)
         self._next = (found - before) & self.end.nodes
@@ -414,6 +429,11 @@ class _Search:
     @property
     def is_truncated(self) -> bool:
         """Whether something was left out."""
+        return self.is_stopped or any(side.is_incomplete for side in self.sides)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether so much was looked at that it is no use to go on."""
         return self.is_cut or any(side.is_truncated for side in self.sides)
 
     def run(self, max_hops: int, k: int) -> list[_Row]:
@@ -427,9 +447,13 @@ class _Search:
             pick = _Pick(self, lenses, k - len(found))
             found += pick.rows()
             self.is_cut |= pick.is_cut
-            if len(found) >= k or self.is_truncated:
+            if len(found) >= k or self.is_stopped:
                 break
         return found
+
+
+# A lens's price, its number for others, its number here.
+_Lens = tuple[int, int, int]
 
 
 class _Pick:
@@ -443,8 +467,11 @@ class _Pick:
         self.is_cut = False
         # By the number of lenses that are left: where one can be ready, and where the next lens leads from there.
         self.ready: dict[int, BitMap] = {}
-        self.edges: dict[int, dict[int, dict[int, list[tuple[int, int, int]]]]] = {}
-        self.costs: dict[tuple[int, int], int] = {}
+        self.edges: dict[int, dict[int, dict[int, list[_Lens]]]] = {}
+        #: What it costs at least to go on from where one has arrived; on paths that may pass a node twice.
+        self.costs: list[dict[int, int]] = []
+        #: How many lenses were looked at.
+        self.steps = 0
 
     def rows(self) -> list[_Row]:
         """The best *k*, the best first."""
@@ -454,7 +481,6 @@ class _Pick:
         # The least that it costs to go on until the end, the numbers of its lenses; what it cost so far, its row.
         start: _Row = (self.search.start,), ()
         heap: list[tuple[int, tuple[int, ...], int, _Row]] = [(0, (), 0, start)]
-        steps = 0
         while heap and len(found) < self.k:
             _, numbers, cost, row = heapq.heappop(heap)
             nodes, lenses = row
@@ -465,10 +491,9 @@ class _Pick:
                 continue
             for price, number, target, here, taken in self.going_on(nodes, lenses, left):
                 so_far = cost + price
-                least = so_far + self.to_go(target, left - 1)
+                least = so_far + self.costs[left - 1][target]
                 heapq.heappush(heap, (least, (*numbers, number), so_far, ((*here, target), taken)))
-                steps += 1
-            if steps > STEPS:
+            if self.steps > STEPS:
                 self.is_cut = True
                 break
         return found
@@ -487,14 +512,43 @@ class _Pick:
             arrived.append(self.able(start.reached[self.lenses - left], ready[left]))
         # And forwards: of these, those that one gets to.
         here = arrived[self.lenses] & BitMap([self.search.start])
+        here_with = {self.lenses: here}
         for left in range(self.lenses, 0, -1):
             narrower = _union(self.table.projections.narrower(node) for node in here)
             self.ready[left] = (here | narrower) & ready[left]
             seen = end.lenses[:left] if left <= end.rounds else start.lenses[: self.lenses - left + 1]
             lenses = self.between(seen, self.ready[left], arrived[left - 1])
             self.edges[left] = self.bundled(lenses)
-            here = BitMap(target for targets in self.edges[left].values() for target in targets)
-        return bool(here)
+            here = here_with[left - 1] = BitMap(target for targets in self.edges[left].values() for target in targets)
+        # And backwards again, with what it costs.
+        self.costs.append({node: 0 if node == self.search.end else _PROJECTION for node in here})
+        for left in range(1, self.lenses + 1):
+            self.costs.append(self.priced(left, here_with[left]))
+        return self.search.start in self.costs[-1]
+
+    def priced(self, left: int, here: BitMap) -> dict[int, int]:
+        """For each node *here* what it costs at least to go on with so many lenses, if one can; keep those lenses only.
+
+        Each lens and each node is looked at once.
+        """
+        start, end = self.search.start, self.search.end
+        further = self.costs[left - 1]
+        prices: dict[int, int] = {}
+        for ready, bundles in self.edges[left].items():
+            for target in [target for target in bundles if target == start or target not in further]:
+                del bundles[target]
+            if bundles:
+                prices[ready] = min(bundle[0][0] + further[target] for target, bundle in bundles.items())
+        here = here - BitMap([end])
+        costs = {node: prices[node] for node in here if node in prices}
+        # The cheapest first: what is projected there is never projected better.
+        for ready in sorted(prices.keys() - {start, end}, key=prices.__getitem__):
+            if not here:
+                break
+            wider = self.table.projections.wider(ready) & here
+            costs.update((node, min(prices[ready] + _PROJECTION, costs.get(node, _NEVER))) for node in wider)
+            here -= wider
+        return costs
 
     def able(self, nodes: BitMap, ready: BitMap) -> BitMap:
         """Those of *nodes* at which one who arrives is ready at one of those that are *ready*."""
@@ -512,7 +566,7 @@ class _Pick:
             is_meant &= _mask(self.table, sources)[starts]
         return found[is_meant]
 
-    def bundled(self, lenses: Numbers) -> dict[int, dict[int, list[tuple[int, int, int]]]]:
+    def bundled(self, lenses: Numbers) -> dict[int, dict[int, list[_Lens]]]:
         """From each node, to each other the best lenses: more than *k* are never among the best paths."""
         table = self.table
         if len(lenses) > STEPS:
@@ -520,7 +574,7 @@ class _Pick:
             lenses = lenses[np.lexsort((table.numbers.array[lenses], table.costs.array[lenses]))[:STEPS]]
         _, sources, targets = _ends(table, lenses)
         prices, numbers = table.costs.array[lenses].tolist(), table.numbers.array[lenses].tolist()
-        found: dict[int, dict[int, list[tuple[int, int, int]]]] = {}
+        found: dict[int, dict[int, list[_Lens]]] = {}
         for source, target, lens in zip(
             sources.tolist(), targets.tolist(), zip(prices, numbers, lenses.tolist(), strict=True), strict=True
         ):
@@ -528,7 +582,20 @@ class _Pick:
         for bundles in found.values():
             for target, bundle in bundles.items():
                 if len(bundle) > 1:
-                    bundles[target] = heapq.nsmallest(self.k, bundle)
+                    bundles[target] = self.chosen(bundle)
+        return found
+
+    def chosen(self, bundle: list[_Lens]) -> list[_Lens]:
+        """The best lenses of those between the same two nodes."""
+        found: list[_Lens] = []
+        of = Counter[int]()
+        for one in sorted(bundle):
+            publisher = self.table.publishers.raw[one[2]]
+            if of[publisher] < _OF_ONE:
+                found.append(one)
+                of[publisher] += 1
+            if len(found) == self.k:
+                break
         return found
 
     def going_on(
@@ -540,8 +607,10 @@ class _Pick:
             if is_projected and ready in nodes:
                 continue
             here, taken = ((*nodes, ready), (*lenses, 0)) if is_projected else (nodes, lenses)
-            for target, bundle in self.edges[left].get(ready, {}).items():
-                if target not in here and self.to_go(target, left - 1) < _NEVER:
+            bundles = self.edges[left].get(ready, {})
+            self.steps += 1 + sum(map(len, bundles.values()))
+            for target, bundle in bundles.items():
+                if target not in here:
                     for price, number, lens in bundle:
                         yield price + _PROJECTION * is_projected, number, target, here, (*taken, lens)
 
@@ -550,23 +619,6 @@ class _Pick:
         narrower = self.table.projections.narrower(node) & self.ready[left]
         found = [ready for ready in narrower if ready not in (self.search.start, self.search.end)]
         return [node, *found] if node in self.ready[left] else found
-
-    def to_go(self, node: int, left: int) -> int:
-        """What it costs at least to go on from an arrival at *node* with so many lenses; it may pass nodes twice."""
-        if not left:
-            return 0 if node == self.search.end else _PROJECTION
-        if node == self.search.end:
-            return _NEVER
-        key = node, left
-        if key not in self.costs:
-            best = _NEVER
-            for ready in self.ready_at(node, left):
-                projection = _PROJECTION * (ready != node)
-                for target, bundle in self.edges[left].get(ready, {}).items():
-                    if target != self.search.start:
-                        best = min(best, projection + bundle[0][0] + self.to_go(target, left - 1))
-            self.costs[key] = best
-        return self.costs[key]
 
 
 # --- Everything that leads to a node
@@ -609,16 +661,17 @@ def _loadable(table: LensTable, end: int, schema: str, max_hops: int, limit: int
                 after = hops[0].source_schema if hops else schema
                 hops = (Hop(table.keys[node], table.keys[via], first, after), *hops)
             paths[node] = Path(table.keys[node], table.keys[end], first, schema, hops)
+        was_ready.update(ready)
         if round_ == max_hops or is_truncated or not nearest:
             break
         done.update(arrived)
-        was_ready.update(ready)
         ready = {}
         for lens, source, target in _next(table, [(node, way[0]) for node, way in nearest], was_ready, limit):
             cost, numbers, _ = arrived[target]
             hop = _hop(table, lens)
             hops = hop, *paths[target].starting_at(hop.target_schema).hops
             ready[source] = cost + table.costs.raw[lens], (table.numbers.raw[lens], *numbers), hops
+    is_truncated |= table.projections.more_wider.intersect(was_ready)
     return Loadable({table.keys[node]: path for node, path in paths.items()}, is_truncated)
 
 
@@ -708,9 +761,13 @@ class _Walk:
         if len(self.edges) == self.max_edges:
             return
         projections = self.table.projections
-        for others, is_out in ((projections.narrower(node), True), (projections.wider(node), False)):
+        for others, more, is_out in (
+            (projections.narrower(node), projections.more_narrower, True),
+            (projections.wider(node), projections.more_wider, False),
+        ):
             if not (self.is_out if is_out else self.is_in):
                 continue
+            self.is_truncated |= node in more
             if node != self.root:
                 # Beyond the root, what leads nowhere is left out: it would be most of the picture.
                 others = others & self.busy

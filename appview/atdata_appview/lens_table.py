@@ -22,9 +22,11 @@ State = Literal["missing", "unreadable", "readable"]
 _MISSING, _UNREADABLE, _READABLE = range(3)
 _STATES: Final[tuple[State, ...]] = ("missing", "unreadable", "readable")
 
-# What a lens costs on a path, as one number that compares as (without putter, not verified).
-NO_PUTTER: Final = 1 << 8
-NOT_VERIFIED: Final = 1
+# What a lens costs on a path, as one number that compares as (a stranger's, not verified, without putter): first what
+# the publisher cannot claim.
+STRANGER: Final = 1 << 16
+NOT_VERIFIED: Final = 1 << 8
+NO_PUTTER: Final = 1
 
 # Neither wider nor narrower than any: what is known of a schema that is missing or cannot be read.
 _NOTHING: Final = Structure(())
@@ -33,7 +35,7 @@ _NOTHING: Final = Structure(())
 class LensTable:
     """All that is held, and how it changes. Numbers start at 1, and are used again; 0 stands for none.
 
-    Some 20 bytes a schema, 15 a node and 40 a lens, beside URIs, keys and structures. A change costs as much as it
+    Some 20 bytes a schema, 15 a node and 45 a lens, beside URIs, keys and structures. A change costs as much as it
     changes.
     """
 
@@ -56,6 +58,8 @@ class LensTable:
         self._lens_of: dict[int, int] = {}
         self.numbers = Column(np.int64)
         self.costs = Column(np.int32)
+        #: A number for each publisher, of 32 bits of such a hash.
+        self.publishers = Column(np.int32)
         self._free_lenses: list[int] = []
         #: Their ends: where they come from, and where they lead to.
         self.source, self.target = End(), End()
@@ -162,8 +166,10 @@ class LensTable:
         self, uri: str, number: int, source: str, target: str, *, has_putter: bool = False, is_verified: bool = False
     ) -> None:
         """Put the lens at *uri* in, or in place of what was there. Its *number* is the caller's; earlier lenses have
-        smaller ones."""
-        cost = NO_PUTTER * (not has_putter) + NOT_VERIFIED * (not is_verified)
+        smaller ones. It is a stranger's when neither schema is of its publisher."""
+        publisher = _publisher(uri)
+        is_strange = publisher not in (_publisher(source), _publisher(target))
+        cost = STRANGER * is_strange + NOT_VERIFIED * (not is_verified) + NO_PUTTER * (not has_putter)
         lens = self._lens_of.get(hash(uri), 0)
         if lens:
             ends = self.uris[self.source.schema.raw[lens]], self.uris[self.target.schema.raw[lens]]
@@ -173,9 +179,9 @@ class LensTable:
         self.version += 1
         lens = self._free_lenses.pop() if self._free_lenses else len(self._lens_of) + 1
         self._lens_of[hash(uri)] = lens
-        self.numbers.reach(lens)
-        self.costs.reach(lens)
-        self.numbers.raw[lens], self.costs.raw[lens] = number, cost
+        for column, value in ((self.numbers, number), (self.costs, cost), (self.publishers, hash(publisher) >> 32)):
+            column.reach(lens)
+            column.raw[lens] = value
         for end, name in ((self.source, source), (self.target, target)):
             schema = self.schema_of.get(name) or self._new_schema(name)
             end.add(self.node_of.raw[schema], schema, lens)
@@ -192,6 +198,11 @@ class LensTable:
         self._free_lenses.append(lens)
         for schema in schemas:
             self._forget_if_unused(schema)
+
+
+def _publisher(uri: str) -> str:
+    """The authority of an AT URI."""
+    return uri.removeprefix("at://").partition("/")[0]
 
 
 class End:

@@ -7,9 +7,9 @@ requires no field at all; here, only what has at least one of its fields.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from typing import Final
 
 from pyroaring import BitMap
@@ -19,12 +19,14 @@ from atdata.structure import Field, Structure, covers
 #: So many narrower structures of one are known: the first that came here. Who makes thousands has no good in mind.
 NARROWER: Final = 500
 
-# A field's type is compared with so many others that fields of its name have. The types that come after them are read
-# as themselves only.
-_TYPES: Final = 500
+# Types of one name that leave something open: those that come after them are read as themselves only. And comparisons
+# of types that one structure may cause: so are the new types that it has then.
+_OPEN: Final = 50
+_MEETS: Final = 10_000
 
-# Structures that are looked at for the narrower ones of one.
-_CANDIDATES: Final = 2000
+# Fields that are looked at for the narrower ones of one structure; a structure counts as some itself.
+_LOOKS: Final = 200_000
+_LOOKS_EACH: Final = 10
 
 # Of most structures, none is wider: they share this one.
 _NONE: Final = BitMap()
@@ -42,21 +44,31 @@ class Projections:
     Both are kept for every structure, at some two bytes a pair and 200 a set, and so are there at once. Nobody may
     change the sets. What a new structure adds to them, some tenth of a millisecond's work, is found at the next
     question, so that many can be added at once for less.
+
+    Where one may have more narrower structures than are known, it is in `more_narrower`, and those that may be these
+    are in `more_wider`. When one of the known is removed, the others are looked for again, some each time one settles.
     """
 
     def __init__(self) -> None:
         # Each field once, by name and then type: most structures share theirs with others.
-        self._named: dict[str, _Field | dict[str, _Field]] = {}
+        self._named: dict[str, _Field | _Types] = {}
         self._required: list[tuple[_Field, ...]] = []
         self._optional: list[tuple[_Field, ...]] = []
         # Those that require nothing.
         self._lenient = BitMap()
         self._wider: list[BitMap] = []
         self._narrower: list[BitMap] = []
-        # Those whose narrower ones are so many that no further one is noted; and those of which nothing is noted yet.
+        # Those whose narrower ones are so many that no further one is noted.
         self._full = BitMap()
+        self.more_narrower = BitMap()
+        self.more_wider = BitMap()
+        #: Counts how often something was found that was left out before.
+        self.repairs = 0
+        # Those of which nothing is noted yet, and those to look at again.
         self._new: dict[int, None] = {}
+        self._again: dict[int, None] = {}
         self._settled = BitMap()
+        self._meets = 0
 
     def add(self, number: int, structure: Structure) -> None:
         """Number a structure; the number is not in use."""
@@ -65,6 +77,7 @@ class Projections:
             self._optional.append(())
             self._wider.append(_NONE)
             self._narrower.append(_NONE)
+        self._meets = _MEETS
         required = tuple(self._field(field) for field in structure.fields if not field.optional)
         optional = tuple(self._field(field) for field in structure.fields if field.optional)
         for field in required:
@@ -77,6 +90,9 @@ class Projections:
             rarest.filed = _with(rarest.filed, number)
         else:
             self._lenient.add(number)
+        for named in self._several(chain(required, optional)):
+            if named.having is not None:
+                named.having.add(number)
         self._required[number], self._optional[number] = required, optional
         self._new[number] = None
 
@@ -85,6 +101,9 @@ class Projections:
         required, optional = self._required[number], self._optional[number]
         self._required[number], self._optional[number] = (), ()
         self._lenient.discard(number)
+        for named in self._several(chain(required, optional)):
+            if named.having is not None:
+                named.having.discard(number)
         for field in required:
             field.required = _without(field.required, number)
             field.filed = _without(field.filed, number)
@@ -98,10 +117,12 @@ class Projections:
         for other in self._narrower[number]:
             self._wider[other].discard(number)
         self._full -= self._wider[number]
+        self._again.update(dict.fromkeys(self._wider[number] & self.more_narrower))
         self._wider[number] = self._narrower[number] = _NONE
-        self._full.discard(number)
-        self._settled.discard(number)
-        self._new.pop(number, None)
+        for numbers in (self._full, self.more_narrower, self.more_wider, self._settled):
+            numbers.discard(number)
+        for waiting in (self._new, self._again):
+            waiting.pop(number, None)
 
     def wider(self, number: int) -> BitMap:
         """The structures that can be projected to this one."""
@@ -116,30 +137,40 @@ class Projections:
         return self._narrower[number]
 
     def settle(self) -> None:
-        """Find what is wider and narrower than those that are new."""
+        """Find what is wider and narrower than those that are new, and look at some again."""
         new = list(self._new)
         for number in new:
-            self._note(self._find_wider(number) - self._full, number)
+            self._note(self._find_wider(number), number)
         # What is narrower than one that is new, and new itself, is found from its own side.
         for number in new if self._settled else ():
-            for other in self._find_narrower(number, self._settled):
-                if number not in self._full:
-                    self._note(BitMap([number]), other)
+            self._note_narrower(number)
         self._settled.update(new)
         self._new.clear()
+        looks = 0
+        while self._again and looks < _LOOKS:
+            number = next(iter(self._again))
+            del self._again[number]
+            self.more_narrower.discard(number)
+            looks += self._note_narrower(number)
+            self.repairs += 1
+        if not self.more_narrower:
+            self.more_wider.clear()
 
     def _note(self, wider: BitMap, narrower: int) -> None:
+        if left_out := wider & self._full:
+            self.more_narrower |= left_out
+            self.more_wider.add(narrower)
+            wider = wider - left_out
         if not wider:
             return
         self._wider[narrower] = self._wider[narrower] | wider
         for number in wider:
             known = self._narrower[number]
             if known is _NONE:
-                self._narrower[number] = BitMap([narrower])
-            else:
-                known.add(narrower)
-                if len(known) >= NARROWER:
-                    self._full.add(number)
+                known = self._narrower[number] = BitMap()
+            known.add(narrower)
+            if len(known) >= NARROWER:
+                self._full.add(number)
 
     def _find_wider(self, number: int) -> BitMap:
         required, optional = self._required[number], self._optional[number]
@@ -151,38 +182,58 @@ class Projections:
             if len(found) <= 1:
                 break
         if found is None:
-            fields = [other for field in optional for other in field.written]
-            found = _union(chain((field.required for field in fields), (field.optional for field in fields)))
+            found = _union(
+                chain.from_iterable((one.required, one.optional) for field in optional for one in field.written)
+            )
         found.discard(number)
-        for field in optional if found else ():
-            # Who has this field has it as something that can be read.
-            for other in self._types(field.name):
-                if other not in field.written:
-                    found -= _union((other.required, other.optional))
+        for field in optional:
+            if not found:
+                break
+            # Who has a field of this name has it as something that can be read.
+            for named in self._several([field]):
+                if named.having is None:
+                    named.having = _union(
+                        chain.from_iterable((one.required, one.optional) for one in named.of.values())
+                    )
+                found -= _less(found & named.having, field)
         return found
 
-    def _find_narrower(self, number: int, among: BitMap) -> list[int]:
+    def _note_narrower(self, number: int) -> int:
+        """Note the settled ones that are narrower, as far as they are looked at; returns how many looks that took."""
         required, optional = self._required[number], self._optional[number]
         sure = {read for field in required for read in field.read}
         perhaps = sure.union(*(field.read for field in optional))
         candidates = _union(field.filed for field in sure)
         if self._lenient:
             candidates |= _union(field.optional for field in perhaps) & self._lenient
-        candidates &= among
+        candidates &= self._settled
         candidates.discard(number)
-        if len(candidates) > _CANDIDATES:
-            candidates = candidates[:_CANDIDATES]
+        candidates -= self._narrower[number]
         names = {field.name for field in chain(required, optional)}
-        return [
-            other
-            for other in candidates
-            if sure.issuperset(self._required[other])
-            and all(field in perhaps or field.name not in names for field in self._optional[other])
-        ]
+        looks = 0
+        for place, other in enumerate(candidates):
+            if number in self._full or looks >= _LOOKS:
+                self.more_narrower.add(number)
+                self.more_wider |= candidates[place:]
+                break
+            theirs, may_have = self._required[other], self._optional[other]
+            looks += _LOOKS_EACH
+            # With more fields than there are here it asks for one that is not.
+            if len(theirs) > len(required):
+                continue
+            looks += len(theirs)
+            if sure.issuperset(theirs):
+                looks += len(may_have)
+                if all(field in perhaps or field.name not in names for field in may_have):
+                    self._note(BitMap([number]), other)
+        return looks
 
-    def _types(self, name: str) -> Iterable[_Field]:
-        named = self._named[name]
-        return (named,) if isinstance(named, _Field) else named.values()
+    def _several(self, fields: Iterable[_Field]) -> Iterator[_Types]:
+        """The types of each of these fields' names that has several."""
+        for field in fields:
+            named = self._named[field.name]
+            if isinstance(named, _Types):
+                yield named
 
     def _field(self, field: Field) -> _Field:
         named = self._named.get(field.name)
@@ -192,20 +243,18 @@ class Projections:
         if isinstance(named, _Field):
             if named.type == field.type:
                 return named
-            named = self._named[field.name] = {named.type: named}
-        found = named.get(field.type)
+            named = self._named[field.name] = _Types(named)
+        found = named.of.get(field.type)
         if found is None:
-            others = list(named.values())
             # Its name is that of the others: a copy for each type would be memory for nothing.
-            found = named[field.type] = _Field(others[0].name, field.type)
-            if len(others) < _TYPES:
-                found.meet(others)
+            found = _Field(next(iter(named.of.values())).name, field.type)
+            self._meets -= named.add(found, self._meets)
         return found
 
     def _forget(self, field: _Field) -> None:
         named = self._named.get(field.name)
-        if isinstance(named, dict) and len(named) > 1:
-            del named[field.type]
+        if isinstance(named, _Types) and len(named.of) > 1:
+            named.remove(field)
         else:
             del self._named[field.name]
         field.part()
@@ -232,23 +281,80 @@ class _Field:
         self.read: tuple[_Field, ...] = (self,)
         self.written: tuple[_Field, ...] = (self,)
 
-    def meet(self, others: Sequence[_Field]) -> None:
+    def meet(self, others: Iterable[_Field]) -> None:
         """Get to know fields of the same name."""
         for other in others:
-            if _is_read_as(self.type, other.type):
-                self.read += (other,)
-                other.written += (self,)
-            if _is_read_as(other.type, self.type):
-                self.written += (other,)
-                other.read += (self,)
+            for one, as_other in ((self, other), (other, self)):
+                if _is_read_as(one.type, as_other.type):
+                    one.read += (as_other,)
+                    as_other.written += (one,)
 
     def part(self) -> None:
         """Be forgotten by them."""
         for other in self.read:
-            other.written = tuple(field for field in other.written if field is not self)
+            other.written = _apart(other.written, self)
         for other in self.written:
-            other.read = tuple(field for field in other.read if field is not self)
+            other.read = _apart(other.read, self)
         self.read = self.written = ()
+
+
+class _Types:
+    """The types that fields of one name have, and, once somebody asked, the structures that have a field of that name.
+
+    Thousands of types can be of one name: each is compared only with those with which it could have to do.
+    """
+
+    __slots__ = ("_families", "having", "of")
+
+    def __init__(self, first: _Field) -> None:
+        self.of: dict[str, _Field] = {}
+        self.having: BitMap | None = None
+        # By what two of them have in common where one is read as the other; those that leave something open, under "".
+        self._families: dict[str, tuple[_Field, ...]] = {}
+        self.add(first, 0)
+
+    def add(self, field: _Field, limit: int) -> int:
+        """Add a type, and have it meet the others, at most *limit*; returns how many."""
+        family = _family(field.type)
+        open_ones, relatives = self._families.get("", ()), self._families.get(family, ())
+        others: tuple[_Field, ...] = ()
+        if family:
+            others = (open_ones + relatives)[:limit]
+        elif len(open_ones) < _OPEN:
+            others = tuple(islice(self.of.values(), limit))
+        field.meet(others)
+        if family != field.type and len(relatives) < _OPEN:
+            self._families[family] = (*relatives, field)
+        self.of[field.type] = field
+        return len(others)
+
+    def remove(self, field: _Field) -> None:
+        """Forget a type."""
+        del self.of[field.type]
+        family = _family(field.type)
+        if field in (relatives := self._families.get(family, ())):
+            self._families[family] = _apart(relatives, field)
+            if not self._families[family]:
+                del self._families[family]
+
+
+@lru_cache(4096)
+def _family(type_: str) -> str:
+    """Nothing for a type that leaves lengths or items open. Of the others, no two of different families are read as one
+    another: an array's is its type without the dtype, any other's is itself."""
+    inner = type_.replace("array<", "").rstrip(">")
+    if inner == "array":
+        return ""
+    if not inner.startswith("ndarray:"):
+        return type_
+    _, dtype, *shape = inner.split(":")
+    is_open = not shape or "0" in shape[0].split("x")
+    return "" if is_open else type_.replace(f":{dtype}:", ":")
+
+
+def _apart(fields: tuple[_Field, ...], field: _Field) -> tuple[_Field, ...]:
+    place = fields.index(field)
+    return fields[:place] + fields[place + 1 :]
 
 
 @lru_cache(4096)
@@ -274,6 +380,19 @@ def _without(posting: _Posting, number: int) -> _Posting:
         return None if posting == number else posting
     posting.discard(number)
     return posting or None
+
+
+def _less(numbers: BitMap, field: _Field) -> BitMap:
+    """The numbers, without those of structures that have a field which is read as this one."""
+    for other in field.written:
+        if not numbers:
+            break
+        for posting in (other.required, other.optional):
+            if isinstance(posting, int):
+                numbers.discard(posting)
+            elif posting is not None:
+                numbers -= posting
+    return numbers
 
 
 def _size(posting: _Posting) -> int:
