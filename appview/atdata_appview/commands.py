@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from atdata.errors import ConfigError
 from atdata_appview.app import create_app
 from atdata_appview.settings import AppViewSettings
+from atdata_backend.memory import share_memory_among_threads
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ def appview() -> None:
 @click.option("--meili-url", help="Meilisearch to use instead. [ATDATA_MEILI_URL]")
 def run(**flags: str | int | Path | None) -> None:
     """Serve until Ctrl-C or SIGTERM. A flag overrides its environment variable."""
+    share_memory_among_threads()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     serve(AppViewSettings.load(**flags))
 

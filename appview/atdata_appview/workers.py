@@ -16,6 +16,8 @@ from contextlib import suppress
 from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
 
+from atdata_backend.memory import share_memory_among_threads
+
 _LENGTH = struct.Struct("!I")
 
 log = logging.getLogger(__name__)
@@ -154,6 +156,7 @@ def _serve(connection: socket.socket, open: Callable[[], Served]) -> None:
     # has finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    share_memory_among_threads()
     served = open()
     with connection, connection.makefile("rb") as calls, suppress(ConnectionError):
         while length := calls.read(_LENGTH.size):

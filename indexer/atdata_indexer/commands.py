@@ -16,6 +16,7 @@ import uvloop
 from atdata import syntax
 from atdata_backend.http import guarded_client
 from atdata_backend.identity import Resolver
+from atdata_backend.memory import share_memory_among_threads
 from atdata_backend.postgres import connect
 from atdata_backend.postgres import migrate as migrate_database
 from atdata_backend.settings import BackendSettings
@@ -50,6 +51,7 @@ def indexer() -> None:
 @click.option("--source", type=click.Choice(["firehose", "jetstream"]), help="What to read. [ATDATA_SOURCE]")
 def run(source: str | None) -> None:
     """Index until stopped. Settings come from the environment: see indexer/README.md."""
+    share_memory_among_threads()
     from atdata_indexer.ingest import Indexer
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
