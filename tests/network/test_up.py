@@ -126,6 +126,8 @@ def found(port: str, account: Account) -> list[str]:
     answer = httpx.get(
         f"http://127.0.0.1:{port}/xrpc/ac.foundation.dataset.searchDatasets", params={"publishers": account.did}
     )
+    if answer.status_code == 503:  # while the database that died comes back
+        return []
     return sorted(view["record"]["name"] for view in answer.json()["datasets"])
 
 
