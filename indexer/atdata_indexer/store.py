@@ -376,30 +376,26 @@ class Store:
         # Reading is work for the processor, done before anybody has to wait for the transaction.
         async with self._alone() as connection:
             held = await self._cids(connection, did)
-            known = (await self._held(connection, [did])).get(did, Repository())
         reader = RecordReader(_MAX_REPOSITORY_JSON)
-        is_doubted = known.desynced == _DIFFERED
-        same: list[RecordWritten] = []
         size = 0
         for record in snapshot.records:
-            is_same = held.get((record.collection, record.rkey)) == record.cid
-            if is_same and not is_doubted:
-                continue
-            written = reader.read(*record)
-            if is_same and isinstance(written, RecordWritten):
-                same.append(written)
-            size += len(record.block)
-            if size > _READ_AT_ONCE:
-                size = 0
-                await asyncio.sleep(0)  # others' turn
+            if held.get((record.collection, record.rkey)) != record.cid:
+                reader.read(*record)
+                size += len(record.block)
+                if size > _READ_AT_ONCE:
+                    size = 0
+                    await asyncio.sleep(0)  # others' turn
         async with self._alone() as connection, connection.transaction():
-            wrong = await altered(connection, did, same)
             known = (await self._held(connection, [did])).get(did, Repository())
             latest = max(known.rev or "", known.wanted or "")
             if latest > snapshot.rev and not await self._is_set_back(connection, snapshot):
                 return None
             # Anew, for the stream may have come by meanwhile.
             held = await self._cids(connection, did)
+            wrong: set[tuple[str, str]] = set()
+            if known.desynced == _DIFFERED:
+                same = (reader.read(*r) for r in snapshot.records if held.get((r.collection, r.rkey)) == r.cid)
+                wrong = await altered(connection, did, (r for r in same if isinstance(r, RecordWritten)))
             changes = Changes()
             rejected = []
             for collection, rkey, cid, block in snapshot.records:
