@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -13,14 +12,13 @@ from atdata_appview.errors import DatasetNotFound, InvalidRequest
 from atdata_appview.lens_graph import Path
 from atdata_appview.models import Match, Record
 from atdata_appview.routes.lenses import path_views
-from atdata_appview.routes.parameters import filter_uri, filter_uris, publisher, publishers, record_uris
+from atdata_appview.routes.parameters import FINGERPRINT, filter_uri, filter_uris, publisher, publishers, record_uris
 from atdata_appview.routes.records import get_of_kind
 from atdata_appview.search import query_of
 from atdata_appview.services import Services
 from atdata_backend.search import text
 from atdata_backend.search.base import Query
 
-_FINGERPRINT: Final = re.compile(r"s1-[0-9a-f]{40}")
 # Structures that a search looks for: each takes some microseconds.
 _STRUCTURES: Final = 300
 
@@ -77,7 +75,7 @@ async def _target(services: Services, given: str) -> _Target:
     graph = services.graph
     if given not in graph:
         is_uri = given.startswith("at://")
-        if not (kind_of(AtUri.parse(given).collection) == "schema" if is_uri else _FINGERPRINT.fullmatch(given)):
+        if not (kind_of(AtUri.parse(given).collection) == "schema" if is_uri else FINGERPRINT.fullmatch(given)):
             raise InvalidRequest(
                 f"loadableAs: takes the AT URI of a schema or a structure's fingerprint, s1- and 40 hexadecimal digits "
                 f"in lower case, not {given[:200]}; searchSchemas finds schemas by name"

@@ -6,13 +6,17 @@ would hide a typing mistake. In a list of URIs to get, it is one more that is no
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from atdata.atmosphere.uri import AtUri
 from atdata.errors import UriError
 from atdata_appview.errors import InvalidRequest
 from atdata_appview.store import Store
+
+#: What a structure's fingerprint looks like, see `atdata.structure`.
+FINGERPRINT: Final = re.compile(r"s1-[0-9a-f]{40}")
 
 
 async def publishers(store: Store, name: str, identifiers: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -11,7 +10,7 @@ from atdata.structure import Structure, compare, structure_of
 from atdata_appview import naming
 from atdata_appview.errors import InvalidRequest, SchemaNotFound
 from atdata_appview.models import Record, field_view, structure_view
-from atdata_appview.routes.parameters import known_did, publisher, publishers, record_uris
+from atdata_appview.routes.parameters import FINGERPRINT, known_did, publisher, publishers, record_uris
 from atdata_appview.routes.records import get_of_kind
 from atdata_appview.search import query_of
 from atdata_appview.services import Services
@@ -23,8 +22,6 @@ _MAX_SAID: Final = 10
 
 # Schemas of one structure among which the best is looked for.
 _MAX_EQUAL: Final = 1000
-
-_FINGERPRINT = re.compile(r"s1-[0-9a-f]{40}")
 
 
 async def search_schemas(services: Services, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,7 +132,7 @@ async def _instead(
 
 
 async def _of_structure(services: Services, fingerprint: str) -> dict[str, Any]:
-    if _FINGERPRINT.fullmatch(fingerprint) is None:
+    if FINGERPRINT.fullmatch(fingerprint) is None:
         raise InvalidRequest("fingerprint: must be s1- and 40 hexadecimal digits in lower case")
     found = await services.store.most_used(services.graph.uris_of(fingerprint, _MAX_EQUAL))
     record = await services.store.record(found[0].uri) if found else None
