@@ -9,6 +9,8 @@ import pytest
 import uvloop
 from postgres import TestDatabases, databases
 
+from atdata import LensNetwork
+
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
@@ -32,3 +34,12 @@ def database_url(postgres: TestDatabases) -> Iterator[str]:
     """A migrated, empty database of the test's own."""
     with postgres.database() as url:
         yield url
+
+
+@pytest.fixture
+def own_lenses() -> Iterator[None]:
+    """The test starts with no lenses, and leaves the registry as it was."""
+    registry = LensNetwork()
+    saved, registry._lenses = registry._lenses, {}
+    yield
+    registry._lenses = saved

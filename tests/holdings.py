@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import psycopg
+import uvicorn
+from fastapi import FastAPI
 
 from atdata.atmosphere import records
 from atdata.lexicon import Lexicons, load_lexicons
 from atdata.nsid import DATASET, LABEL, LENS, PREFIX, SAMPLE_SCHEMA, kind_of
 from atdata_appview.app import create_app
+from atdata_appview.commands import server_config
 from atdata_appview.settings import AppViewSettings
 from atdata_backend.search.base import SearchEngine
 from atdata_indexer.feed import documents, schema_documents
+from atdata_indexer.store import Searchable
 
 ALICE, BOB = "did:plc:" + "a" * 24, "did:plc:" + "b" * 24
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -74,7 +81,7 @@ class Holdings:
         self.database_url = database_url
         self.engine = engine
         self._handles: dict[str, str | None] = {}
-        self._schemas: dict[str, Json] = {}
+        self._schemas: dict[str, Searchable] = {}
 
     def account(self, did: str, handle: str | None = None, status: str = "active", pds: str | None = None) -> None:
         """Track the account, or change what is known of it."""
@@ -94,13 +101,11 @@ class Holdings:
     ) -> list[str]:
         """Store many records of one collection at once."""
         values: list[Sequence[Any]] = []
-        found: dict[str, list[Json]] = {"dataset": [], "schema": []}
-        uris: list[str] = []
+        schema_refs: dict[str, str | None] = {}
         for rkey, record in rows:
             uri = f"at://{did}/{collection}/{rkey}"
             reading = records.read(collection, record)
             value = reading.value
-            uris.append(uri)
             tags = list(value.tags) if isinstance(value, records.DatasetRecord) else None
             copies = [
                 getattr(value, name, None)
@@ -108,10 +113,7 @@ class Holdings:
             ]
             key = (did, collection, rkey, kind_of(collection), cid(record))
             values.append((*key, json.dumps(record), list(reading.problems), *copies, tags, verified))
-            row: Json = {"uri": uri, "did": did, "collection": collection, "record": record}
-            row |= {"handle": self._handles.get(did), "schema_ref": getattr(value, "schema_ref", None)}
-            row["indexed_at"] = getattr(value, "created_at", None) or START
-            found.setdefault(reading.kind, []).append(row)
+            schema_refs[uri] = getattr(value, "schema_ref", None)
         with psycopg.connect(self.database_url) as connection, connection.cursor() as cursor:
             cursor.executemany(
                 "INSERT INTO records (did, collection, rkey, kind, cid, rev, record, problems, name, version, "
@@ -120,12 +122,19 @@ class Holdings:
                 "CASE WHEN %s THEN now() END)",
                 values,
             )
-        self._schemas |= {row["uri"]: row for row in found["schema"]}
-        if found["dataset"]:
-            self.engine.apply(documents(found["dataset"], self._schemas.values()), [])
-        if found["schema"]:
-            self.engine.schemas.apply(schema_documents(found["schema"]), [])
-        return uris
+            cursor.execute(
+                "SELECT uri, cid, did, %s::text, record::text, problems, verified_at IS NOT NULL, indexed_at "
+                "FROM records WHERE uri = ANY(%s) AND kind IN ('dataset', 'schema')",
+                [self._handles.get(did), list(schema_refs)],
+            )
+            found = [Searchable(*row, schema_refs[row[0]]) for row in cursor]
+        found_schemas = [row for row in found if row.kind == "schema"]
+        self._schemas |= {row.uri: row for row in found_schemas}
+        if found_datasets := [row for row in found if row.kind == "dataset"]:
+            self.engine.apply(documents(found_datasets, self._schemas.values()), [])
+        if found_schemas:
+            self.engine.schemas.apply(schema_documents(found_schemas), [])
+        return list(schema_refs)
 
     def delete(self, uri: str) -> None:
         """Delete a record from the database only, as it is a moment before the engine hears of it."""
@@ -187,3 +196,22 @@ def breaches(method: str, answer: Any) -> tuple[Any, ...]:
     wrapper = {"lexicon": 1, "id": "test.appview.answer", "defs": {"main": main}}
     checker = Lexicons.from_documents([*lexicons.documents.values(), wrapper])
     return checker.validate_record("test.appview.answer", {"$type": "test.appview.answer", "answer": answer})
+
+
+@contextmanager
+def running(app: FastAPI) -> Iterator[str]:
+    """The URL of an AppView on a server in a thread, for clients that block."""
+    server = uvicorn.Server(server_config(app))
+
+    async def run(listener: socket.socket) -> None:
+        async with app.router.lifespan_context(app):
+            await server.serve(sockets=[listener])
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=lambda: asyncio.run(run(listener)))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

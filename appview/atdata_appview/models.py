@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import orjson
 
 from atdata import __version__
 from atdata.structure import Field, Structure
 from atdata.syntax import format_datetime
+from atdata_backend.published import NO_HANDLE, Published
 from atdata_backend.search.base import Facet
-
-#: What the protocol says in place of a handle that is unknown or not confirmed both ways.
-NO_HANDLE = "handle.invalid"
 
 # No indentation, no sorting: the record's members keep the order that the database gives them.
 _JSON_OPTIONS = orjson.OPT_UTC_Z
@@ -26,48 +24,18 @@ def to_json(value: Any) -> bytes:
     return orjson.dumps(value, option=_JSON_OPTIONS)
 
 
-class Record(NamedTuple):
-    """One record and its publisher. The fields are the columns of every query that returns records, in their order.
+@dataclass(slots=True)
+class Record(Published):
+    """A record as the database has it. The fields are the columns of every query that returns records, in their order.
 
-    ``json`` is the record as the database writes it: answers copy it, and only pages parse it. It is empty where the
-    records before it fill the answer.
+    ``json`` is empty where the records before it fill the answer.
     """
 
     id: int
-    uri: str
-    cid: str
-    did: str
-    collection: str
-    rkey: str
-    kind: str | None
-    handle: str | None
     pds: str | None
-    json: str
-    problems: Sequence[str]
     verified_at: datetime | None
     verified_key: str | None
     commit_cid: str | None
-    indexed_at: datetime
-
-    @property
-    def verified(self) -> bool:
-        """Whether signature, CID and place in the repository's tree were checked."""
-        return self.verified_at is not None
-
-    def view(self, **more: Any) -> dict[str, Any]:
-        """As `datasetView`, `schemaView` or `lensView`, with *more* members."""
-        view = {
-            "uri": self.uri,
-            "cid": self.cid,
-            "publisher": {"did": self.did, "handle": self.handle or NO_HANDLE},
-            "record": orjson.Fragment(self.json),
-            "indexedAt": format_datetime(self.indexed_at),
-            "verified": self.verified,
-        }
-        if self.problems:
-            view["problems"] = self.problems
-        view.update(more)
-        return view
 
     def record_view(self) -> dict[str, Any]:
         """As `recordView`, which any record has."""
@@ -81,13 +49,6 @@ class Record(NamedTuple):
         if self.kind is not None:
             view["kind"] = self.kind
         return view
-
-    def parsed(self) -> Any:
-        """The record as Python data; None if it cannot be one. Records are hostile: this is not always a mapping."""
-        try:
-            return orjson.loads(self.json)
-        except orjson.JSONDecodeError:  # nested deeper than a parser likes; Postgres does not mind
-            return None
 
 
 def structure_view(structure: Structure) -> dict[str, Any]:
@@ -161,7 +122,7 @@ class PublisherListing:
 class Match:
     """A dataset or schema that a search found, where its words occur, as HTML, and what its structure is called."""
 
-    record: Record
+    record: Published
     highlights: Mapping[str, str]
     structure: str | None = None
 

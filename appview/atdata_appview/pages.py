@@ -33,13 +33,14 @@ from atdata_appview import docs
 from atdata_appview.errors import NotFound, RequestError
 from atdata_appview.lens_picture import Node, Picture, draw
 from atdata_appview.lens_table import State
-from atdata_appview.models import NO_HANDLE, Delay, Record, SearchPage, Status
+from atdata_appview.models import Delay, Record, SearchPage, Status
 from atdata_appview.replies import cacheable
 from atdata_appview.routes.datasets import search_query
 from atdata_appview.routes.lookups import resolve_dataset
 from atdata_appview.routes.parameters import record_uris
 from atdata_appview.routes.xrpc import checked_params
 from atdata_appview.services import Services
+from atdata_backend.published import NO_HANDLE, Published
 from atdata_backend.search import text as search_text
 from atdata_backend.search.base import CASELESS, FACETS, SORTS, Facet
 
@@ -116,7 +117,7 @@ _COLLECTIONS: Mapping[Kind, str] = {"dataset": nsid.DATASET, "schema": nsid.SAMP
 class Card:
     """One dataset in a list."""
 
-    row: Record
+    row: Published
     dataset: records.DatasetRecord
     highlights: Mapping[str, str]
 
@@ -323,7 +324,7 @@ async def dataset(request: Request) -> Response:
     )
 
 
-async def _like(services: Services, row: Record) -> list[Record]:
+async def _like(services: Services, row: Published) -> list[Published]:
     """Datasets that are most like that of *row*; none while the search engine does not answer."""
     try:
         found = await services.search.similar(row.uri, _SHOWN_LIKE)
@@ -412,36 +413,36 @@ async def _record_at(request: Request, kind: Kind) -> Record:
     return row
 
 
-async def _apart(rows: Iterable[Record], work: Callable[[], _T]) -> _T:
+async def _apart(rows: Iterable[Published], work: Callable[[], _T]) -> _T:
     """What *work* makes of *rows*; in a thread if there is so much to read that other requests would wait."""
     if sum(len(row.json) for row in rows) <= _READ_AT_ONCE:
         return work()
     return await asyncio.to_thread(work)
 
 
-def _value(row: Record) -> records.Record | None:
+def _value(row: Published) -> records.Record | None:
     # What is wrong with a record was found when it was indexed, and is in its row.
     return records.read_value(row.collection, row.parsed())
 
 
-def _summary(row: Record) -> records.DatasetRecord:
+def _summary(row: Published) -> records.DatasetRecord:
     parsed = row.parsed()
     members = {name: parsed[name] for name in _CARD_MEMBERS if name in parsed} if isinstance(parsed, dict) else {}
     value = records.read_value(row.collection, members)
     return value if isinstance(value, records.DatasetRecord) else records.DatasetRecord("", "", None)
 
 
-def _dataset(row: Record) -> records.DatasetRecord:
+def _dataset(row: Published) -> records.DatasetRecord:
     value = _value(row)
     return value if isinstance(value, records.DatasetRecord) else records.DatasetRecord("", "", None)
 
 
-def _schema(row: Record) -> records.SchemaRecord:
+def _schema(row: Published) -> records.SchemaRecord:
     value = _value(row)
     return value if isinstance(value, records.SchemaRecord) else records.SchemaRecord("", "")
 
 
-def _lens(row: Record) -> records.LensRecord:
+def _lens(row: Published) -> records.LensRecord:
     value = _value(row)
     return value if isinstance(value, records.LensRecord) else records.LensRecord("", "", "")
 
@@ -495,7 +496,7 @@ def _blob_url(row: Record, cid: str) -> str | None:
     return safe_url(f"{row.pds.rstrip('/')}/xrpc/com.atproto.sync.getBlob?" + urlencode({"did": row.did, "cid": cid}))
 
 
-def _pretty(row: Record) -> str:
+def _pretty(row: Published) -> str:
     parsed = row.parsed()
     parts = [row.json[: _SHOWN_JSON + 1]] if parsed is None else []
     length = 0
@@ -621,7 +622,7 @@ def at_time(moment: datetime) -> str:
     return f"{on_day(moment.astimezone(UTC))}, {moment.astimezone(UTC):%H:%M} UTC"
 
 
-def publisher_name(row: Record) -> str:
+def publisher_name(row: Published) -> str:
     """A publisher's handle; the DID where there is none."""
     return f"@{row.handle}" if row.handle and row.handle != NO_HANDLE else row.did
 

@@ -1,4 +1,4 @@
-"""Searching: the parameters of searches into a question for the engine, and its hits into rows of Postgres."""
+"""Searching: the parameters of searches into a question for the engine, and its hits into records."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from psycopg_pool import ConnectionPool
 
 from atdata.nsid import Kind
 from atdata.syntax import parse_datetime
-from atdata_appview.models import Match, Record, SearchPage, to_json
+from atdata_appview.models import Match, SearchPage, to_json
 from atdata_appview.settings import AppViewSettings
 from atdata_appview.store import ANSWER_BYTES, BlockingStore
 from atdata_appview.workers import Processes, Threads, Workers
 from atdata_backend.postgres import open_blocking_pool
+from atdata_backend.published import Published
 from atdata_backend.search.base import Hit, Query, Results, SearchEngine
 
 # A page loses hits that were hidden or deleted a moment ago; so often we ask the engine for others in their place.
@@ -65,7 +66,7 @@ def _moment(params: Mapping[str, Any], name: str) -> datetime | None:
 
 
 class Searcher:
-    """The engine and its hits' rows."""
+    """The engine and its hits' records."""
 
     def __init__(self, engine: SearchEngine, rows: ConnectionPool) -> None:
         self._engine = engine
@@ -93,10 +94,10 @@ class Searcher:
         """See `Search.similar`."""
         # Some may be hidden or gone. One that was published a moment ago may not be in the engine yet.
         hits = self._engine.similar(uri, limit + limit // 2) or (Hit(uri),)
-        rows = self._store.records([hit.uri for hit in hits], "dataset")
+        rows = self._found(hits, "dataset", ANSWER_BYTES)
         if uri not in rows:
             return None
-        itself, *others = [match for match in _matches(hits, rows) if match.record.json]
+        itself, *others = [rows[hit.uri] for hit in hits if hit.uri in rows and rows[hit.uri].record.json]
         return itself, others[:limit]
 
     def count(self) -> int:
@@ -117,7 +118,7 @@ class Searcher:
             if refills:
                 asked = replace(query, facets=(), limit=query.limit - len(matches), cursor=results.cursor)
                 results, rows = self._portion(engine, asked, kind, left)
-            matches += _matches(results.hits, rows)
+            matches += [rows[hit.uri] for hit in results.hits if hit.uri in rows]
             left_out += len(results.hits) - len(rows)
             left = ANSWER_BYTES - sum(len(match.record.json) for match in matches)
             if len(matches) == query.limit or left <= 0 or results.cursor is None:
@@ -126,17 +127,34 @@ class Searcher:
 
     def _portion(
         self, engine: SearchEngine, query: Query, kind: Kind, limit_bytes: int
-    ) -> tuple[Results, dict[str, Record]]:
-        """The hits of *query* whose records, as far as there are any, fit into so many bytes, and those records."""
+    ) -> tuple[Results, dict[str, Match]]:
+        """The hits of *query* whose records, as far as there are any, fit into so many bytes, and what they found."""
         first = results = engine.search(query)
         while True:
-            uris = [hit.uri for hit in results.hits]
-            rows = self._store.records(uris, kind, limit_bytes) if uris else {}
-            beyond = next((i for i, uri in enumerate(uris) if uri in rows and not rows[uri].json), None)
+            rows = self._found(results.hits, kind, limit_bytes)
+            has_room = (hit.uri not in rows or bool(rows[hit.uri].record.json) for hit in results.hits)
+            beyond = next((i for i, fits in enumerate(has_room) if not fits), None)
             if beyond is None:
                 return replace(first, hits=results.hits, cursor=results.cursor), rows
             # Asked for fewer hits, the engine says with which cursor the others follow.
             results = engine.search(replace(query, facets=(), limit=beyond))
+
+    def _found(self, hits: Sequence[Hit], kind: Kind, limit_bytes: int) -> dict[str, Match]:
+        """The records of *hits*: those that came along, if they are still so, and of the others what the database has.
+
+        It has the last word on what may be seen, however far behind the engine is. What has changed is not marked: the
+        words that were found may be gone.
+        """
+        held = [hit.record for hit in hits if hit.record]
+        outdated = self._store.outdated(held, kind) if held else ()
+        rows: dict[str, Published] = {one.uri: one for one in held if one.json and one.uri not in outdated}
+        if others := [hit.uri for hit in hits if hit.uri not in rows]:
+            rows |= self._store.records(others, kind, limit_bytes)
+        return {
+            hit.uri: Match(rows[hit.uri], {} if hit.uri in outdated else hit.highlights, hit.structure)
+            for hit in hits
+            if hit.uri in rows
+        }
 
 
 class Search:
@@ -153,9 +171,9 @@ class Search:
     async def datasets(self, query: Query) -> SearchPage:
         """The page of *query*. Hits whose row is gone or hidden are left out, of the total, too.
 
-        One call of the engine and one query of the database, unless hits were left out: then others take their place,
-        within limits, so that a page can stay short. So is one whose records are large. Raises BadCursor, and
-        NetworkError when the engine is a server that does not answer.
+        One call of the engine and one query of the database, two where records have changed, unless hits were left out:
+        then others take their place, within limits, so that a page can stay short. So is one whose records are large.
+        Raises BadCursor, and NetworkError when the engine is a server that does not answer.
         """
         page: SearchPage = await self._workers.call("datasets", query)
         return page
@@ -183,7 +201,3 @@ class Search:
     async def close(self) -> None:
         """Wait for searches that run, and release the engine."""
         await self._workers.close()
-
-
-def _matches(hits: Sequence[Hit], rows: Mapping[str, Record]) -> list[Match]:
-    return [Match(rows[hit.uri], hit.highlights, hit.structure) for hit in hits if hit.uri in rows]

@@ -12,7 +12,7 @@ from atdata.syntax import is_did
 from atdata_backend.settings import BackendSettings
 
 # Searches of one machine by default. Each holds its own connection and its own caches.
-_MAX_PROCESSES: Final = 4
+_MAX_PROCESSES: Final = 5
 
 
 class AppViewSettings(BackendSettings):
@@ -43,7 +43,8 @@ class AppViewSettings(BackendSettings):
         ge=0,
         le=64,
         description="Processes that search, some 100 MB each; 0: none, the service searches in threads. Without it, "
-        "one for each core, four at most, with the embedded engine; none with Meilisearch, which has its own.",
+        "one more than there are cores, five at most, with the embedded engine; none with Meilisearch, which has its "
+        "own.",
     )
 
     @field_validator("public_url")
@@ -72,7 +73,8 @@ class AppViewSettings(BackendSettings):
         """How many processes are to search; 0: none beside the service's own."""
         if self.search_processes is not None:
             return self.search_processes
-        return 0 if self.meili_url else min(os.cpu_count() or 1, _MAX_PROCESSES)
+        # One more than there are cores: now and then, one waits for the database.
+        return 0 if self.meili_url else min((os.cpu_count() or 1) + 1, _MAX_PROCESSES)
 
     @property
     def url(self) -> str:

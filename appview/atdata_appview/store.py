@@ -25,6 +25,7 @@ from atdata_appview.changes import Change, ShownChange, ShownChanges
 from atdata_appview.models import Listing, Publisher, PublisherListing, Record, Relay, Status, Sweep
 from atdata_appview.naming import Candidate
 from atdata_appview.versions import SchemaVersion
+from atdata_backend.published import Published
 from atdata_backend.search.base import BadCursor
 
 # How long a request waits for a connection: with the database gone, it is told so after that.
@@ -39,9 +40,9 @@ _VISIBLE: LiteralString = "JOIN repositories a ON a.did = r.did AND a.status = '
 # The columns are `Record`'s fields, in their order. The records go by `place`, and those that come when there are so
 # many bytes already are without their text, which then the database does not send.
 _RECORDS: LiteralString = f"""
-SELECT id, uri, cid, did, collection, rkey, kind, handle, pds,
+SELECT uri, cid, did, handle,
     CASE WHEN coalesce(sum(octet_length(record::text)) OVER before, 0) < %s THEN record::text ELSE '' END,
-    problems, verified_at, verified_key, commit_cid, indexed_at
+    problems, verified_at IS NOT NULL, indexed_at, id, pds, verified_at, verified_key, commit_cid
 FROM (
     SELECT r.*, a.handle, a.pds, {{place}} AS place FROM records r {_VISIBLE} WHERE {{where}} {{end}}
 ) AS found
@@ -49,11 +50,11 @@ WINDOW before AS (ORDER BY place ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDIN
 ORDER BY place
 """
 
-# The same for URIs that are given. Each search asks this: a record is made text of once, and none is sorted by URI.
+# The same for URIs that are given: a record is made text of once, and none is sorted by URI.
 _RECORDS_AT: LiteralString = f"""
-SELECT id, uri, cid, did, collection, rkey, kind, handle, pds,
+SELECT uri, cid, did, handle,
     CASE WHEN coalesce(sum(octet_length(json)) OVER before, 0) < %s THEN json ELSE '' END,
-    problems, verified_at, verified_key, commit_cid, indexed_at
+    problems, verified_at IS NOT NULL, indexed_at, id, pds, verified_at, verified_key, commit_cid
 FROM (
     SELECT r.*, a.handle, a.pds, r.record::text AS json, place
     FROM unnest(%b::text[]) WITH ORDINALITY AS asked (uri, place) JOIN records r USING (uri) {_VISIBLE}
@@ -67,9 +68,15 @@ ORDER BY place
 # The same of those that are so small that a hundred of them fit into an answer; of others the text is NULL. What is
 # compressed can be of any size. Nearly always, these are all, and to add up and sort would take as long as the rest.
 _SMALL_RECORDS_AT: LiteralString = f"""
-SELECT r.id, r.uri, r.cid, r.did, r.collection, r.rkey, r.kind, a.handle, a.pds,
+SELECT r.uri, r.cid, r.did, a.handle,
     CASE WHEN pg_column_size(r.record) < 10000 AND pg_column_compression(r.record) IS NULL THEN r.record::text END,
-    r.problems, r.verified_at, r.verified_key, r.commit_cid, r.indexed_at
+    r.problems, r.verified_at IS NOT NULL, r.indexed_at, r.id, a.pds, r.verified_at, r.verified_key, r.commit_cid
+FROM records r {_VISIBLE} WHERE r.uri = ANY(%b) AND r.kind = %s
+"""
+
+# By what one sees whether a record that is held elsewhere is still so here. Most searches ask nothing else.
+_SIGNS: LiteralString = f"""
+SELECT r.uri, r.cid, a.handle, r.verified_at IS NOT NULL
 FROM records r {_VISIBLE} WHERE r.uri = ANY(%b) AND r.kind = %s
 """
 
@@ -533,7 +540,7 @@ def _records_at(uris: Sequence[str], kind: Kind, limit_bytes: int) -> list[Any]:
 
 
 class BlockingStore:
-    """The query that a search ends with, for the thread that it runs in: an event loop would take twice as long.
+    """The queries that a search ends with, for the thread that it runs in: an event loop would take twice as long.
 
     Over a pool of connections of its own, which cannot write either.
     """
@@ -549,6 +556,13 @@ class BlockingStore:
             if any(row.json is None for row in rows) or sum(len(row.json) for row in rows) >= limit_bytes:
                 rows = cursor.execute(_RECORDS_AT, params).fetchall()
             return {row.uri: row for row in rows}
+
+    def outdated(self, held: Sequence[Published], kind: Kind) -> set[str]:
+        """The URIs of those records *held* elsewhere that are otherwise by now, gone or hidden."""
+        with self._pool.connection(_PATIENCE) as connection:
+            rows = connection.execute(_SIGNS, [[one.uri for one in held], kind]).fetchall()
+        signs = {uri: tuple(rest) for uri, *rest in rows}
+        return {one.uri for one in held if signs.get(one.uri) != (one.cid, one.handle, one.verified)}
 
 
 # --- Cursors: the last publisher's place in the order, or the last record's id, dressed up so that nobody counts on it

@@ -221,7 +221,7 @@ async def _documents(connection: AsyncConnection) -> AsyncIterator[Document]:
     """What search should hold."""
     async for uris in uris_of(connection, "dataset"):
         rows = await datasets(connection, uris)
-        refs = {row["schema_ref"] for row in rows if row["schema_ref"]}
+        refs = {row.schema_ref for row in rows if row.schema_ref}
         for document in documents(rows, await schemas(connection, refs)):
             yield document
     async for uris in uris_of(connection, "schema"):

@@ -14,7 +14,7 @@ from typing import Any, Literal, LiteralString, NamedTuple
 import orjson
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor
-from psycopg.rows import dict_row
+from psycopg.rows import args_row
 from psycopg.types.json import Jsonb
 
 from atdata import syntax
@@ -22,6 +22,7 @@ from atdata.atmosphere import records
 from atdata.nsid import PREFIX, Kind, kind_of
 from atdata_backend import postgres
 from atdata_backend.identity import Identity
+from atdata_backend.published import Published
 from atdata_indexer.backfill import FetchFailed, RecordProof, Snapshot
 from atdata_indexer.changes import KEY_NEEDED, Changes, Key, Repository, Written, fold
 from atdata_indexer.events import (
@@ -427,11 +428,7 @@ class Store:
                     " WHERE did = %s",
                     [did],
                 )
-                await connection.execute(
-                    "UPDATE records SET verified_at = now(), verified_key = %s, commit_cid = %s"
-                    " WHERE did = %s AND verified_at IS NULL",
-                    [snapshot.identity.signing_key, snapshot.commit, did],
-                )
+                await connection.execute(_PROVEN_REPOSITORY, [snapshot.identity.signing_key, snapshot.commit, did])
                 if known.status != "active":
                     await connection.execute(_OUTBOX_OF_REPOSITORIES, [[did]])
                 await connection.execute("DELETE FROM confirmations WHERE did = %s", [did])
@@ -605,10 +602,7 @@ class Store:
             await self._write(connection, changes, rejected)
             await connection.execute("DELETE FROM confirmations WHERE uri = %s", [uri])
             if not changes.records:
-                await connection.execute(
-                    "UPDATE records SET verified_at = now(), verified_key = %s, commit_cid = %s WHERE uri = %s",
-                    [proof.identity.signing_key, proof.commit, uri],
-                )
+                await connection.execute(_PROVEN_RECORD, [proof.identity.signing_key, proof.commit, uri])
             # Its host gives it out, so it is not hidden, unless the stream has told us otherwise.
             shown = await connection.execute(
                 "UPDATE repositories SET status = 'active'"
@@ -866,11 +860,11 @@ class Store:
         """
         return await (await self._reading.execute(_OLDEST, [limit])).fetchall()
 
-    async def datasets(self, uris: Collection[str]) -> list[dict[str, Any]]:
+    async def datasets(self, uris: Collection[str]) -> list[Searchable]:
         """See `datasets`."""
         return await datasets(self._reading, uris)
 
-    async def schemas(self, uris: Collection[str]) -> list[dict[str, Any]]:
+    async def schemas(self, uris: Collection[str]) -> list[Searchable]:
         """See `schemas`."""
         return await schemas(self._reading, uris)
 
@@ -1258,6 +1252,13 @@ _OUTBOX_OF_REPOSITORIES = _outbox(
     given="WITH meant AS (SELECT unnest(%b::text[]) AS did)",
 )
 _OUTBOX = _outbox("SELECT unnest(%b::text[]) AS uri")
+# What is proven now: a hit says so, too.
+_PROVEN: LiteralString = "UPDATE records SET verified_at = now(), verified_key = %s, commit_cid = %s WHERE "
+_SEARCHABLE: LiteralString = "SELECT uri FROM proven WHERE kind IN ('dataset', 'schema')"
+_PROVEN_REPOSITORY = _outbox(
+    _SEARCHABLE, given=f"WITH proven AS ({_PROVEN} did = %s AND verified_at IS NULL RETURNING uri, kind)"
+)
+_PROVEN_RECORD = _outbox(_SEARCHABLE, given=f"WITH proven AS ({_PROVEN} uri = %s RETURNING uri, kind)")
 
 # What is compressed is not unpacked to be measured: it is a hundredth of its size at the very least.
 _OLDEST = """
@@ -1305,21 +1306,29 @@ ON CONFLICT (reason) DO UPDATE SET times = quarantine_counts.times + excluded.ti
 # For those who only read, or ask the indexer that runs for something.
 
 
-async def datasets(connection: AsyncConnection, uris: Collection[str]) -> list[dict[str, Any]]:
-    """Those of *uris* that are datasets of active repositories, each with its publisher's handle."""
-    return await _published(connection, uris, "dataset")
+@dataclass(slots=True)
+class Searchable(Published):
+    """A dataset or a schema that search is to have. The fields are the columns of a query."""
+
+    schema_ref: str | None
 
 
-async def schemas(connection: AsyncConnection, uris: Collection[str]) -> list[dict[str, Any]]:
-    """Those of *uris* that are schemas of active repositories, each with its publisher's handle."""
-    return await _published(connection, uris, "schema")
+async def datasets(connection: AsyncConnection, uris: Collection[str]) -> list[Searchable]:
+    """Those of *uris* that are datasets of active repositories."""
+    return await _searchable(connection, uris, "dataset")
 
 
-async def _published(connection: AsyncConnection, uris: Collection[str], kind: Kind) -> list[dict[str, Any]]:
-    cursor = connection.cursor(row_factory=dict_row)
+async def schemas(connection: AsyncConnection, uris: Collection[str]) -> list[Searchable]:
+    """Those of *uris* that are schemas of active repositories."""
+    return await _searchable(connection, uris, "schema")
+
+
+async def _searchable(connection: AsyncConnection, uris: Collection[str], kind: Kind) -> list[Searchable]:
+    cursor = connection.cursor(row_factory=args_row(Searchable))
     await cursor.execute(
         """
-        SELECT r.uri, r.did, r.collection, r.record, r.indexed_at, r.schema_ref, p.handle
+        SELECT r.uri, r.cid, r.did, p.handle, r.record::text, r.problems, r.verified_at IS NOT NULL, r.indexed_at,
+            r.schema_ref
         FROM records r
         JOIN repositories p ON p.did = r.did AND p.status = 'active'
         WHERE r.uri = ANY(%s) AND r.kind = %s

@@ -43,8 +43,8 @@ from atdata_backend.search.base import FACETS
 from atdata_backend.search.tantivy import TantivyEngine
 from atdata_deploy.postgres import embedded_postgres
 from atdata_deploy.processes import data_folder
-from atdata_indexer.feed import documents
-from atdata_indexer.store import datasets, schemas, uris_of
+from atdata_indexer.feed import Feed
+from atdata_indexer.store import Store
 
 # Makes the parameters of a search.
 Ask = Callable[[], list[tuple[str, str]]]
@@ -103,12 +103,13 @@ def publish(url: str, count: int, words: list[str], chance: random.Random) -> No
 
 
 async def index(url: str, engine: TantivyEngine) -> None:
-    """Into the engine what the indexer would put there, in its own portions."""
-    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-        async for uris in uris_of(connection, "dataset"):
-            rows = await datasets(connection, uris)
-            refs = {row["schema_ref"] for row in rows}
-            engine.apply(documents(rows, await schemas(connection, refs)), [])
+    """As the indexer fills an empty engine."""
+    store = await Store.open(url, "relay.example")
+    feed = Feed(store, engine)
+    await feed.start()
+    while await feed.step():
+        pass
+    await store.close()
 
 
 def queries(words: list[str], chance: random.Random) -> dict[str, Ask]:

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import holdings as holdings_module
 import numpy as np
 import pytest
-import uvicorn
-from holdings import ALICE, BOB, Holdings, dataset, label, lens
+from holdings import ALICE, BOB, Holdings, dataset, label, lens, running
 from numpy.typing import NDArray
 from shard_files import packed_shard
 from web import Reply, serve
 
 import atdata
-from atdata import AppView, LensNetwork, load_dataset
+from atdata import AppView, load_dataset
 from atdata.atmosphere import AtmosphereIndex
 from atdata.cid import generate_cid
 from atdata.errors import LensError, NotFoundError
 from atdata.nsid import DATASET, LABEL, LENS, SAMPLE_SCHEMA
 from atdata.schema import type_to_schema
 from atdata_appview.app import create_app
-from atdata_appview.commands import server_config
 from atdata_appview.settings import AppViewSettings
 from atdata_backend.search.tantivy import TantivyEngine
 
@@ -51,33 +45,7 @@ class Score:
     score: float
 
 
-@pytest.fixture(autouse=True)
-def _own_network() -> Iterator[None]:
-    """Each test starts with no lenses, and leaves the registry as it was."""
-    registry = LensNetwork()
-    saved, registry._lenses = registry._lenses, {}
-    yield
-    registry._lenses = saved
-
-
-@contextmanager
-def running(settings: AppViewSettings) -> Iterator[str]:
-    """The URL of an AppView on a server in a thread, for clients that block."""
-    app = create_app(settings)
-    server = uvicorn.Server(server_config(app))
-
-    async def run(listener: socket.socket) -> None:
-        async with app.router.lifespan_context(app):
-            await server.serve(sockets=[listener])
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=lambda: asyncio.run(run(listener)))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
+pytestmark = pytest.mark.usefixtures("own_lenses")
 
 
 @pytest.fixture
@@ -110,7 +78,7 @@ def appview(holdings: Holdings, tmp_path: Path) -> Iterator[AppView]:
     settings = AppViewSettings(
         database_url=holdings.database_url, search_dir=tmp_path / "search", rate_limit=0, search_processes=0
     )
-    with running(settings) as url:
+    with running(create_app(settings)) as url:
         yield AppView(url)
 
 

@@ -16,7 +16,7 @@ from atdata.structure import structure_of
 from atdata_backend.identity import Identity
 from atdata_backend.search.base import Document, Query
 from atdata_backend.search.tantivy import TantivyEngine
-from atdata_indexer import audit
+from atdata_indexer import audit, feed
 from atdata_indexer.events import Scope, parse
 from atdata_indexer.feed import Feed
 from atdata_indexer.store import Item, Store, request_rebuild
@@ -160,8 +160,8 @@ async def test_a_comparison_sees_datasets_and_schemas(
 
     assert await differences() == set()
     (row,) = await store.schemas([f"at://{DID}/{SCHEMA}/old"])
-    ghost = Document(f"at://{DID}/{SCHEMA}/ghost", DID, None, "Ghost", row["indexed_at"])
-    old = Document(row["uri"], DID, None, "before", row["indexed_at"])
+    ghost = Document(f"at://{DID}/{SCHEMA}/ghost", DID, None, "Ghost", row.indexed_at)
+    old = Document(row.uri, DID, None, "before", row.indexed_at)
     engine.schemas.apply([ghost, old], [f"at://{DID}/{SCHEMA}/lost"])
     engine.apply([], [f"at://{DID}/{DATASET}/1"])
     assert await differences() == {
@@ -212,11 +212,26 @@ async def test_a_rebuild_mends_what_differs(store: Store, repo: Repo, engine: Mo
     (kept, lost) = sorted(dict(engine.stamps()))
     ghost = f"at://{DID}/{DATASET}/ghost"
     (row, *_) = await store.datasets([kept])
-    engine.apply([Document(uri=ghost, did=DID, handle=None, name="Ghost", created_at=row["indexed_at"])], [lost])
+    engine.apply([Document(uri=ghost, did=DID, handle=None, name="Ghost", created_at=row.indexed_at)], [lost])
     await request_rebuild(database_url)
     while await feed.step():
         pass
     assert sorted(dict(engine.stamps())) == [kept, lost]
+    engine.close()
+
+
+async def test_ever_more_at_a_time(store: Store, repo: Repo, engine: Moody, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as there is more; and what comes alone is not kept waiting."""
+    monkeypatch.setattr(feed, "_BATCH", 2)
+    monkeypatch.setattr(feed, "_LARGEST", 8)
+    await write(store, *(repo.commit(n, named(n, f"Owl {n}")) for n in range(1, 25)))
+    feeding = Feed(store, engine)
+    feeding._batch = 2
+    assert [await feeding.step() for _ in range(6)] == [2, 4, 8, 8, 2, 0]
+    assert engine.count() == 24
+    await write(store, repo.commit(25, named(25, "Wren")))
+    assert await feeding.step() == 1
+    assert engine.search(Query("wren")).total == 1
     engine.close()
 
 
@@ -268,7 +283,7 @@ async def test_reading_for_search_does_not_wait_for_the_writer(store: Store, rep
         await asyncio.sleep(0)
         async with asyncio.timeout(10):
             ((_, uri),) = await store.outbox(10)
-            assert [row["uri"] for row in await store.datasets([uri])] == [uri]
+            assert [row.uri for row in await store.datasets([uri])] == [uri]
             assert await store.schemas([uri]) == []
         assert not writing.done()
     await writing

@@ -105,7 +105,7 @@ async def test_a_proof_verifies(store: Store, database_url: str) -> None:
     assert rows(database_url, "SELECT id, cid, rev, indexed_at FROM records") == before
     assert rows(database_url, "SELECT rev FROM repositories") == [(rev(7),)], "what came between may yet be mentioned"
     assert await store.to_confirm(10) == []
-    assert await store.outbox(10) == []
+    assert await store.outbox(10) == [(1, URI)], "hits say so, too"
 
 
 async def test_a_mention_again_keeps_the_proof(store: Store, database_url: str) -> None:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
 import schemathesis
-import uvicorn
-from fastapi import FastAPI
-from holdings import ALICE, BOB, Holdings, dataset, label, lens, schema
+from holdings import ALICE, BOB, Holdings, dataset, label, lens, running, schema
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from postgres import TestDatabases
@@ -90,25 +84,6 @@ schemathesis.openapi.format("handle", st.sampled_from(["alice.test", "nobody.tes
 schemathesis.openapi.format("nsid", st.sampled_from(sorted(RECORDS)))
 schemathesis.openapi.format("cid", st.just(CID))
 schemathesis.openapi.format("any text", st.sampled_from(TEXTS) | st.text())
-
-
-@contextmanager
-def running(app: FastAPI) -> Iterator[str]:
-    """The URL of *app* on a server in a thread, for clients that block."""
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, ws="none"))
-
-    async def serve(listener: socket.socket) -> None:
-        async with app.router.lifespan_context(app):
-            await server.serve(sockets=[listener])
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=lambda: asyncio.run(serve(listener)))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @pytest.fixture(scope="module")

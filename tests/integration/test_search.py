@@ -355,3 +355,55 @@ async def _page_through(
             holdings.engine.apply([], going)
     assert len(seen) == len(set(seen))
     assert set(stay) <= set(seen)
+
+
+# --- Records that hits bring along
+
+
+async def test_hits_bring_their_records_along(holdings: Holdings, ask: Asker) -> None:
+    """They look as those of the database do, but for very large ones, which the database is asked for."""
+    made = {
+        "plain": dataset("Owl", tags=["birds"]),
+        "odd": dataset("Owl \u2028 é 🦉", tags=["a", 7], license=["no text"], big=2**63 - 1),
+        "large": dataset("Owl", description="of the night " * 1_000),
+    }
+    uris = [holdings.add(ALICE, DATASET, rkey, record, verified=rkey != "odd") for rkey, record in made.items()]
+    found = (await ask("searchDatasets", q="owl"))["datasets"]
+    assert all("highlights" in view for view in found)
+    stored = (await ask("getDatasets", uris=uris))["datasets"]
+    assert {view["uri"]: {**view, "highlights": None} for view in found} == {
+        view["uri"]: {**view, "highlights": None} for view in stored
+    }
+    # With the CIDs that they have, which nobody does but a test: it tells where a record comes from.
+    holdings.execute("""UPDATE records SET record = record || '{"name": "Wren"}'""")
+    assert sorted(names(await ask("searchDatasets", q="owl"))) == ["Owl", "Owl \u2028 é 🦉", "Wren"]
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ("DELETE FROM records WHERE rkey = 'owl'", None),
+        ("UPDATE records SET cid = 'bafyreinew', record = record || '{\"size\": {}}' WHERE rkey = 'owl'", "size"),
+        ("UPDATE records SET verified_at = NULL WHERE rkey = 'owl'", "verified"),
+        ("UPDATE repositories SET status = 'takendown' WHERE handle = 'alice.test'", None),
+        ("UPDATE repositories SET handle = 'carol.test' WHERE handle = 'alice.test'", "carol.test"),
+        ("UPDATE repositories SET handle = NULL WHERE handle = 'alice.test'", "handle.invalid"),
+    ],
+)
+async def test_what_has_changed_since_is_looked_up(
+    change: str, shown: str | None, holdings: Holdings, ask: Asker
+) -> None:
+    """However little time ago, and whatever the engine still has; words that may be gone are not marked."""
+    holdings.add(ALICE, DATASET, "owl", dataset("Owl"))
+    holdings.add(BOB, DATASET, "other", dataset("Other owl"))
+    assert (await ask("searchDatasets", q="owl"))["total"] == 2
+    holdings.execute(change)
+    views = {view["uri"].rpartition("/")[2]: view for view in (await ask("searchDatasets", q="owl"))["datasets"]}
+    assert set(views) == ({"other"} if shown is None else {"owl", "other"})
+    assert [rkey for rkey, view in views.items() if "highlights" in view] == ["other"]
+    if shown == "size":
+        assert views["owl"]["record"]["size"] == {}
+    elif shown == "verified":
+        assert not views["owl"]["verified"]
+    elif shown:
+        assert views["owl"]["publisher"]["handle"] == shown

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from shard_files import packed_shard
 
 import atdata
-from atdata import Dataset, DictSample, LensNetwork, load_dataset
+from atdata import Dataset, DictSample, load_dataset
 from atdata.errors import LensError
 from atdata.lens import read_as
 from atdata.nsid import DATASET, SAMPLE_SCHEMA
@@ -58,13 +58,7 @@ class Name:
     name: str
 
 
-@pytest.fixture(autouse=True)
-def _own_network() -> Iterator[None]:
-    """Each test starts with no lenses, and leaves the registry as it was."""
-    registry = LensNetwork()
-    saved, registry._lenses = registry._lenses, {}
-    yield
-    registry._lenses = saved
+pytestmark = pytest.mark.usefixtures("own_lenses")
 
 
 @pytest.fixture

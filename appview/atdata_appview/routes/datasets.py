@@ -10,12 +10,13 @@ from atdata.atmosphere.uri import AtUri
 from atdata.nsid import kind_of
 from atdata_appview.errors import DatasetNotFound, InvalidRequest
 from atdata_appview.lens_graph import Path
-from atdata_appview.models import Match, Record
+from atdata_appview.models import Match
 from atdata_appview.routes.lenses import path_views
 from atdata_appview.routes.parameters import FINGERPRINT, filter_uri, filter_uris, publisher, publishers, record_uris
 from atdata_appview.routes.records import get_of_kind
 from atdata_appview.search import query_of
 from atdata_appview.services import Services
+from atdata_backend.published import Published
 from atdata_backend.search import text
 from atdata_backend.search.base import Query
 
@@ -118,7 +119,7 @@ def _similarity(one: Match, other: Match) -> Json:
     }
 
 
-def _tags(row: Record) -> list[str]:
+def _tags(row: Published) -> list[str]:
     record = row.parsed()
     tags = record.get("tags") if isinstance(record, dict) else None
     return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []

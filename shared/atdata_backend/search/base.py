@@ -1,7 +1,7 @@
 """The search engine's interface: what a dataset looks like to it, what can be asked, and what comes back.
 
-An engine is derived data. The indexer feeds it from Postgres and can always rebuild it; the AppView asks it for
-URIs and takes the rows from Postgres, so that a stale index can never show what was deleted or hidden.
+An engine is derived data. The indexer feeds it from Postgres and can always rebuild it; the AppView asks it for hits,
+and Postgres which of their records are still so, so that a stale engine can never show what was deleted or hidden.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
+
+from atdata_backend.published import Published
 
 Facet = Literal["tags", "license", "schema", "publisher", "storage"]
 Sort = Literal["relevance", "newest", "oldest", "samples", "name"]
@@ -32,7 +34,7 @@ class Document:
 
     ``fields`` are the schema's fields as ``name:type`` or ``name:ndarray:dtype``; ``samples`` and ``bytes`` are None
     when the publisher did not say. ``structure`` names what its samples look like: datasets with the same one can be
-    read alike. ``keywords`` are further words to be found by.
+    read alike. ``keywords`` are further words to be found by. ``record`` is what a hit brings along.
     """
 
     uri: str
@@ -51,12 +53,20 @@ class Document:
     bytes: int | None = None
     structure: str | None = None
     keywords: tuple[str, ...] = ()
+    record: Published | None = None
 
     @property
     def stamp(self) -> str:
         """A digest of all of it: two documents that differ in anything have different ones."""
-        values = {**asdict(self), "created_at": self.created_at.timestamp()}
-        return hashlib.blake2b(json.dumps(values).encode("utf-8", "replace"), digest_size=12).hexdigest()
+        # Moments as numbers: who asks the database from another time zone is told the same ones otherwise.
+        values: list[Any] = [getattr(self, name) for name in _STAMPED]
+        values.append(self.created_at.timestamp())
+        if one := self.record:
+            values += [one.cid, one.handle, one.json, one.problems, one.verified, one.indexed_at.timestamp()]
+        return hashlib.blake2b(json.dumps(values).encode(), digest_size=12).hexdigest()
+
+
+_STAMPED = tuple(one.name for one in fields(Document) if one.name not in ("created_at", "record"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +110,14 @@ class Query:
 class Hit:
     """A dataset that matches, and what is its structure.
 
-    ``highlights``: ``name`` and ``description`` as HTML, escaped, with matches in <mark>.
+    ``highlights``: ``name`` and ``description`` as HTML, escaped, with matches in <mark>. ``record`` is the document's,
+    where the engine keeps it; of one that is unusually large, all but its ``json``, which is empty.
     """
 
     uri: str
     highlights: Mapping[str, str] = field(default_factory=dict)
     structure: str | None = None
+    record: Published | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from tantivy import Query as Q  # noqa: N817 - ours is `Query`
 from atdata.errors import ConfigError
 from atdata_backend.search import text
 from atdata_backend.search.base import Document, Facet, Hit, Query, Results
-from atdata_backend.search.tantivy_documents import FORMAT, Stored, index_document, schema
+from atdata_backend.search.tantivy_documents import FORMAT, NO_WORDS, Stored, index_document, no_words, schema
 from atdata_backend.search.tantivy_queries import After, Search, Snapshot, similar
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,9 @@ _BLOCK = 1024
 # Where tantivy lists what an index consists of. Each commit replaces it.
 _META = "meta.json"
 
-# The least that tantivy takes. One thread is enough: a batch of 1,000 takes well under a second.
-_WRITER_BYTES = 15_000_000
+# What a batch may take, as it is needed, before it becomes two segments. One thread is enough: 1,000 documents take
+# less than a second.
+_WRITER_BYTES = 50_000_000
 
 # How tantivy, which has one exception for everything, says that a file is not as it was written. Not among them: a
 # lock that another holds, a folder that is closed to us, a disk that is full.
@@ -222,6 +223,7 @@ class TantivyEngine:
             index = tantivy.Index(schema(), path=str(self._folder))
             if is_new:
                 index = self._in_small_blocks()
+            index.register_tokenizer(NO_WORDS, no_words())
             self._writer = index.writer(_WRITER_BYTES, 1)
         except (OSError, ValueError) as error:
             if _is_damage(error):

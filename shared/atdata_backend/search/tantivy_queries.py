@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -279,19 +279,23 @@ class Search:
     def _facets(self, counts: _FacetCounts, page: Sequence[Stored]) -> dict[Facet, Mapping[str, int]]:
         """*counts* by value, most frequent first."""
         facets: dict[Facet, Mapping[str, int]] = {}
+        # The documents of the page are at hand, and where few match have all values.
+        held = [stored.facets for stored in page] if self._query.facets else []
         for facet in self._query.facets:
-            values = self._values_of(facet, counts[facet], page)
+            values = self._values_of(facet, counts[facet], [value for of_one in held for value in of_one[facet]])
             found = [(values[number], count) for number, count in counts[facet].items()]
             facets[facet] = dict(sorted(found, key=lambda value: (-value[1], value[0])))
         return facets
 
-    def _values_of(self, facet: Facet, numbers: Collection[int], page: Sequence[Stored]) -> Mapping[int, str]:
-        """The values that *numbers* stand for, which any document that has them knows, in its spelling."""
+    def _values_of(self, facet: Facet, numbers: Collection[int], page: Iterable[str]) -> Mapping[int, str]:
+        """The values that *numbers* stand for, which any document that has them knows, in its spelling.
+
+        Some are among those of the *page*.
+        """
         known = self._values.setdefault(facet, {})
         found = {of: value for of in numbers if (value := known.get(of)) is not None}
         if len(found) < len(numbers):
-            # The documents of the page are at hand, and where few match have them all.
-            held = {number(facet_key(facet, value)): value for stored in page for value in stored.facets[facet]}
+            held = {number(facet_key(facet, value)): value for value in page}
             found |= {of: held.get(of) or self._value(facet, of) for of in numbers if of not in found}
             if len(known) > _MAX_VALUES_KNOWN:
                 known.clear()
@@ -311,7 +315,7 @@ def _hit(stored: Stored, marker: text.Marker | None) -> Hit:
         name = marker.html(stored.name)
         description = marker.html(stored.description, limit=200, thorough=not name)
         highlights = {key: html for key, html in (("name", name), ("description", description)) if html}
-    return Hit(stored.uri, highlights, stored.structure)
+    return Hit(stored.uri, highlights, stored.structure, stored.record)
 
 
 def similar(snapshot: Snapshot, uri: str, limit: int) -> tuple[Hit, ...]:

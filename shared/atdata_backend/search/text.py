@@ -338,7 +338,7 @@ def _window(text: str, spans: list[tuple[int, int]], limit: int) -> tuple[int, i
         reach = spans[i][0] + limit * 3 // 4
         return len({text[start:end].lower() for start, end in spans[i : i + 20] if end <= reach})
 
-    start = spans[max(range(min(len(spans), 50)), key=variety)][0]
+    start = spans[max(range(min(len(spans), 50)), key=variety) if len(spans) > 1 else 0][0]
     begin = max(0, start - limit // 4)
     if begin and (space := text.find(" ", begin, start)) >= 0:
         begin = space + 1
